@@ -1,0 +1,46 @@
+# The whole developer interface.  Each target makes what it needs first, so any may come first.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+PY := .venv/bin/python
+
+.PHONY: help
+help:  ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup:  ## Install what is missing: Debian packages, .venv from requirements.lock
+	@scripts/setup
+
+.PHONY: demo
+demo: setup  ## See it work: a daemon, a watcher and a few VMs of libvirt's test driver
+	@$(PY) demo/first_light.py
+
+.PHONY: test
+test:  ## Run all tests and linters; ARGS= goes to pytest
+	@scripts/setup test
+	@$(PY) -m pytest $(ARGS)
+
+.PHONY: check
+check: setup  ## Run the linters only
+	@$(PY) -m pytest tests/unit/test_style.py $(ARGS)
+
+.PHONY: fix
+fix: setup  ## Let the linters repair and format what they can
+	@$(PY) -m ruff check --fix --quiet .
+	@$(PY) -m ruff format --quiet .
+	@.venv/bin/buf format --write
+
+.PHONY: protos
+protos: setup  ## Regenerate the stubs in clients/python/vmagent/ from protos/
+	@scripts/protos
+
+.PHONY: lock
+lock:  ## Renew requirements.lock
+	@scripts/lock $(ARGS)
+
+.PHONY: clean
+clean:  ## Remove all that is made here
+	@rm -rf .venv .run dist clients/python/dist .*_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
