@@ -1,0 +1,1 @@
+"""Journals every state change of the VMs on a KVM host and serves it over gRPC."""
