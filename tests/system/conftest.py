@@ -1,0 +1,70 @@
+"""Fixtures of the system lane: real libvirtds and real guests.
+
+`libvirtd`, `virt`, `guest` and `recorder` share one libvirtd for the whole run. A test that stops
+or kills libvirtd takes `own_libvirtd` and `own_guest`, and makes its recorders itself.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import libvirt as libvirt_api
+import pytest
+
+from tests.system.domains import Guests
+from tests.system.guests import Roms
+from tests.system.libvirtd import CannotRunError, PrivateLibvirtd, check_machine
+from tests.system.recorder import Recorder
+
+
+@pytest.fixture(scope="session")
+def libvirtd() -> Iterator[PrivateLibvirtd]:
+    """The shared libvirtd; tests leave it running and without guests."""
+    try:
+        check_machine()
+    except CannotRunError as why:
+        pytest.skip(str(why))
+    with PrivateLibvirtd() as private:
+        private.connection.getCapabilities()  # fills the cache that `own_libvirtd` copies
+        yield private
+
+
+@pytest.fixture
+def own_libvirtd(libvirtd: PrivateLibvirtd) -> Iterator[PrivateLibvirtd]:
+    """A libvirtd of the test's own, to stop, kill or freeze."""
+    with PrivateLibvirtd(libvirtd.cache) as private:
+        yield private
+
+
+@pytest.fixture(scope="session")
+def roms(libvirtd: PrivateLibvirtd) -> Roms:
+    """The guests' ROMs, where every QEMU may read them and where nothing stays behind."""
+    directory = libvirtd.directory / "roms"
+    directory.mkdir(mode=0o755)
+    return Roms(directory)
+
+
+@pytest.fixture
+def virt(libvirtd: PrivateLibvirtd) -> libvirt_api.virConnect:
+    """A raw connection to the shared libvirtd: what virsh would do."""
+    return libvirtd.connection
+
+
+@pytest.fixture
+def guest(libvirtd: PrivateLibvirtd, roms: Roms) -> Iterator[Guests]:
+    """Makes guests on the shared libvirtd: `guest(Spec(Behaviour.SLOW, 2.0))`."""
+    guests = Guests(libvirtd, roms)
+    yield guests
+    guests.remove_all()
+
+
+@pytest.fixture
+def own_guest(own_libvirtd: PrivateLibvirtd, roms: Roms) -> Guests:
+    """Makes guests on the test's own libvirtd; they end with it."""
+    return Guests(own_libvirtd, roms)
+
+
+@pytest.fixture
+def recorder(libvirtd: PrivateLibvirtd, tmp_path: Path) -> Iterator[Recorder]:
+    """Records the events of the shared libvirtd during the test."""
+    with Recorder(libvirtd.uri, tmp_path / "events.jsonl") as running:
+        yield running
