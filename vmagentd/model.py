@@ -86,7 +86,6 @@ class Reason(_Name):
     SUSPENDED_TO_RAM = auto()
     SUSPENDED_TO_DISK = auto()
     UNDEFINED = auto()
-    TRANSIENT_ENDED = auto()
     MISSING = auto()
 
 
@@ -184,7 +183,10 @@ class EventKind(_Name):
     DEFINED_RENAMED = auto()
     UNDEFINED = auto()
     UNDEFINED_RENAMED = auto()
+    # QEMU: the process is set up; RESUMED, which comes first, tells that the guest runs
     STARTED_BOOTED = auto()
+    # drivers that say no RESUMED at a start (libvirt's test driver): the guest runs
+    STARTED_RUNNING = auto()
     STARTED_MIGRATED = auto()
     STARTED_RESTORED = auto()
     STARTED_FROM_SNAPSHOT = auto()
