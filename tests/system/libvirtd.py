@@ -191,6 +191,21 @@ class PrivateLibvirtd:
     def signal_qemu(self, name: str, signal_: signal.Signals) -> None:
         os.kill(self.qemu_pid(name), signal_)
 
+    def qemu_status(self, name: str) -> str:
+        """Ask a guest's QEMU itself for its state ("running", "shutdown", "guest-panicked", ...).
+
+        Only while libvirtd is away: QEMU talks to one at a time.
+        """
+        (path,) = self.directory.glob(f"**/domain-*-{name}/monitor.sock")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(os.fspath(path))
+            client.sendall(b'{"execute":"qmp_capabilities"}{"execute":"query-status"}')
+            with client.makefile() as lines:
+                answers = map(json.loads, lines)
+                status = next(a["return"]["status"] for a in answers if a.get("return"))
+        return str(status)
+
     def log(self) -> str:
         """Return what libvirtd and its like have printed: warnings and errors."""
         with contextlib.suppress(FileNotFoundError):
