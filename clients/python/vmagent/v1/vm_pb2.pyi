@@ -171,10 +171,8 @@ class _VmReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VmReason.Val
     VM_REASON_SUSPENDED_TO_DISK: _VmReason.ValueType  # 39
     """SLEEPING: suspended to disk."""
     VM_REASON_UNDEFINED: _VmReason.ValueType  # 40
-    """GONE: its definition was removed."""
-    VM_REASON_TRANSIENT_ENDED: _VmReason.ValueType  # 41
-    """GONE: it had no definition and stopped."""
-    VM_REASON_MISSING: _VmReason.ValueType  # 42
+    """GONE: it is off and has no definition any more, or never had one."""
+    VM_REASON_MISSING: _VmReason.ValueType  # 41
     """GONE: it is not in libvirt, and nothing told how that came."""
 
 class VmReason(_VmReason, metaclass=_VmReasonEnumTypeWrapper):
@@ -261,10 +259,8 @@ VM_REASON_SUSPENDED_TO_RAM: VmReason.ValueType  # 38
 VM_REASON_SUSPENDED_TO_DISK: VmReason.ValueType  # 39
 """SLEEPING: suspended to disk."""
 VM_REASON_UNDEFINED: VmReason.ValueType  # 40
-"""GONE: its definition was removed."""
-VM_REASON_TRANSIENT_ENDED: VmReason.ValueType  # 41
-"""GONE: it had no definition and stopped."""
-VM_REASON_MISSING: VmReason.ValueType  # 42
+"""GONE: it is off and has no definition any more, or never had one."""
+VM_REASON_MISSING: VmReason.ValueType  # 41
 """GONE: it is not in libvirt, and nothing told how that came."""
 Global___VmReason: _TypeAlias = VmReason  # noqa: Y015
 
