@@ -12,7 +12,8 @@ import pytest
 
 from tests.system.domains import Guests
 from tests.system.guests import Roms
-from tests.system.libvirtd import CannotRunError, PrivateLibvirtd, check_machine
+from tests.system.libvirtd import PrivateLibvirtd
+from tests.system.machine import CannotRunError, check_machine
 from tests.system.recorder import Recorder
 
 

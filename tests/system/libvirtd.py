@@ -11,7 +11,6 @@ Works as root (`qemu:///system`) and as an ordinary user (`qemu:///session`).
 import contextlib
 import json
 import os
-import platform
 import shutil
 import signal
 import socket
@@ -26,17 +25,16 @@ import libvirt
 
 from tests.system.deadline import until
 from tests.system.keeper import descendants
+from tests.system.machine import (
+    SEARCH_PATH,
+    CannotRunError,
+    check_machine,
+    is_root,
+    program,
+    unshare,
+)
 
 KEEPER = Path(__file__).with_name("keeper.py")
-PROGRAMS = {  # and the Debian packages they come in
-    "libvirtd": "libvirt-daemon-system",
-    "qemu-system-x86_64": "qemu-system-x86",
-    "as": "binutils",
-    "ld": "binutils",
-    "unshare": "util-linux",
-    "mount": "mount",
-}
-_SEARCH = os.pathsep.join((os.defpath, "/usr/sbin", "/sbin", "/usr/local/sbin"))
 # A guest's monitor socket lies up to 70 characters below the directory, of the 107 there may be.
 _LONGEST_TMPDIR = 20
 
@@ -58,7 +56,8 @@ if [ -e /dev/kvm ]; then
 fi
 exec "$@"
 """
-# QEMU's output to plain files: no virtlogd, which would be one more daemon to keep.
+# QEMU's output to plain files: no virtlogd, which would be one more daemon to keep. No AppArmor
+# profiles and /dev of its own per guest. No core size beyond ours, which may be the hard limit.
 _QEMU_CONF = """
 stdio_handler = "file"
 security_driver = "none"
@@ -70,10 +69,6 @@ auth_unix_rw = "none"
 auth_unix_ro = "none"
 log_outputs = "3:stderr"
 """
-
-
-class CannotRunError(RuntimeError):
-    """This machine lacks something that a private libvirtd needs."""
 
 
 class PrivateLibvirtd:
@@ -110,7 +105,6 @@ class PrivateLibvirtd:
 
     def close(self) -> None:
         """Kill libvirtd and all guests, remove the directory. Harmless when repeated."""
-        self._forget_connection()
         if self._keeper is not None:
             keeper, self._keeper = self._keeper, None
             stdin, stdout = _pipes(keeper)
@@ -121,12 +115,13 @@ class PrivateLibvirtd:
                 keeper.kill()  # only if it has not gone by itself
                 keeper.wait()
                 stdout.close()
+        self._forget_connection()
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.directory)
 
     @property
     def uri(self) -> str:
-        kind = "system" if _root() else "session"
+        kind = "system" if is_root() else "session"
         return f"qemu:///{kind}?socket={self._socket}"
 
     @property
@@ -155,7 +150,7 @@ class PrivateLibvirtd:
         if self._pid:
             raise RuntimeError("libvirtd runs already")
         config = self.directory / "libvirtd.conf"
-        self._pid = self._spawn([_program("libvirtd"), "--config", os.fspath(config)])
+        self._pid = self._spawn([program("libvirtd"), "--config", os.fspath(config)])
         until(self._answers, f"an answer from libvirtd at {self.uri}", within_s=30)
 
     def stop(self) -> None:
@@ -182,7 +177,7 @@ class PrivateLibvirtd:
             ProcessLookupError: the guest has no process.
         """
         state = self.directory / "run/libvirt/qemu"
-        file = (state if _root() else state / "run") / f"{name}.pid"
+        file = (state if is_root() else state / "run") / f"{name}.pid"
         try:
             return self._visible_pid(int(file.read_text()))
         except FileNotFoundError:
@@ -217,18 +212,18 @@ class PrivateLibvirtd:
     def _furnish(self) -> None:
         for place in ("dev", "etc/libvirt", "lib", "cache", "log", "run/libvirt"):
             (self.directory / place).mkdir(mode=0o755, parents=True)
-        (self.directory / "run").chmod(0o755 if _root() else 0o700)
+        (self.directory / "run").chmod(0o755 if is_root() else 0o700)
         if self._cache is not None:
             shutil.copytree(self._cache, self.cache, dirs_exist_ok=True)
-        etc = self.directory / ("etc" if _root() else "etc/libvirt")
+        etc = self.directory / ("etc" if is_root() else "etc/libvirt")
         (etc / "qemu.conf").write_text(_QEMU_CONF)
         (self.directory / "libvirtd.conf").write_text(_LIBVIRTD_CONF)
 
     def _start_keeper(self) -> subprocess.Popen[str]:
         directory = os.fspath(self.directory)
         command = [sys.executable, "-I", os.fspath(KEEPER), directory]
-        if _root():
-            command = [*_unshare(), "sh", "-ec", _FURNISH, directory, *command]
+        if is_root():
+            command = [*unshare(), "sh", "-ec", _FURNISH, directory, *command]
         # Out of the terminal's reach: Ctrl-C ends the test run, and that ends the keeper.
         return subprocess.Popen(
             command,
@@ -245,12 +240,12 @@ class PrivateLibvirtd:
         nowhere = f"unix:path={self.directory}/no-bus"
         places = {"XDG_RUNTIME_DIR": "run", "XDG_CONFIG_HOME": "etc", "XDG_CACHE_HOME": "cache"}
         return {
-            "PATH": _SEARCH,
+            "PATH": SEARCH_PATH,
             "LC_ALL": "C.UTF-8",
             "HOME": os.fspath(self.directory),
             "DBUS_SYSTEM_BUS_ADDRESS": nowhere,
             "DBUS_SESSION_BUS_ADDRESS": nowhere,
-            **({} if _root() else {k: f"{self.directory}/{v}" for k, v in places.items()}),
+            **({} if is_root() else {k: f"{self.directory}/{v}" for k, v in places.items()}),
         }
 
     def _spawn(self, argv: list[str]) -> int:
@@ -277,12 +272,13 @@ class PrivateLibvirtd:
 
     def _end(self, with_signal: signal.Signals) -> None:
         pid = self.pid
-        self._forget_connection()
         os.kill(pid, with_signal)
         until(lambda: _process_state(pid) is None, f"end of libvirtd by {with_signal.name}")
         self._pid = 0
+        self._forget_connection()
 
     def _forget_connection(self) -> None:
+        """Close the connection to a libvirtd that has ended; a frozen one would never answer."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
             with contextlib.suppress(libvirt.libvirtError):
@@ -299,44 +295,10 @@ class PrivateLibvirtd:
         raise ProcessLookupError(f"libvirtd's process {pid} is gone")
 
 
-def check_machine() -> None:
-    """Check that a private libvirtd can run here.
-
-    Raises:
-        CannotRunError: it cannot, and why.
-    """
-    if platform.machine() != "x86_64":
-        raise CannotRunError(f"the test guests are x86; this machine is {platform.machine()}")
-    missing = sorted(name for name in PROGRAMS if shutil.which(name, path=_SEARCH) is None)
-    if missing:
-        packages = sorted({PROGRAMS[name] for name in missing})
-        raise CannotRunError(
-            f"not installed: {', '.join(missing)} (Debian packages: {' '.join(packages)})"
-        )
-    if _root():
-        trial = subprocess.run(
-            [*_unshare(), "true"], capture_output=True, text=True, check=False, timeout=30
-        )
-        if trial.returncode:
-            raise CannotRunError(f"root may not make namespaces here: {trial.stderr.strip()}")
-
-
-def _root() -> bool:
-    return os.geteuid() == 0
-
-
-def _program(name: str) -> str:
-    return shutil.which(name, path=_SEARCH) or name
-
-
-def _unshare() -> list[str]:
-    unshare = "unshare --mount --pid --net --fork --kill-child --mount-proc --propagation private"
-    return [_program("unshare"), *unshare.split()[1:], "--"]
-
-
 def _short_tmpdir() -> str:
+    """Return a directory with a short name, and for root one that QEMU's user can enter too."""
     ours = tempfile.gettempdir()
-    return ours if len(ours) <= _LONGEST_TMPDIR else "/tmp"
+    return "/tmp" if is_root() or len(ours) > _LONGEST_TMPDIR else ours
 
 
 def _pipes(keeper: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:

@@ -79,6 +79,16 @@ def test_a_frozen_libvirtd_tells_later(
         assert recorder.until(vm.uuid, "STOPPED/FAILED") == ["STOPPED/FAILED"]
 
 
+def test_a_frozen_libvirtd_can_be_killed_and_closed() -> None:
+    with PrivateLibvirtd() as private:
+        assert private.connection.isAlive()
+        private.freeze()
+        private.kill()
+        private.start()
+        assert private.connection.isAlive()
+        private.freeze()
+
+
 def test_closing_leaves_nothing_behind() -> None:
     with PrivateLibvirtd() as private:
         vm = Guests(private, Roms(private.directory))(persistent=False)
@@ -149,7 +159,7 @@ def test_it_works_for_an_ordinary_user_too() -> None:
             timeout=50,
         )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "7 passed, 1 skipped" in run.stdout
+    assert "8 passed, 1 skipped" in run.stdout
 
 
 def _left_behind(directory: Path, pids: Iterable[int]) -> list[str]:
