@@ -1,0 +1,187 @@
+"""What each command does, once its options are understood."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+from typing import TYPE_CHECKING
+
+from google.protobuf.struct_pb2 import Struct
+
+from vmagent.ctl.channel import ANSWER_TIMEOUT_S, connect
+from vmagent.ctl.failures import ExitCode
+from vmagent.ctl.host import print_host
+from vmagent.ctl.lines import history_lines
+from vmagent.ctl.pages import (
+    history_pages,
+    list_requests,
+    vm_pages,
+    whole_history,
+    whole_list,
+)
+from vmagent.ctl.screen import Output, Screen, print_json, tell
+from vmagent.ctl.vms import print_page, print_table
+from vmagent.ctl.watching import WatchPrinter
+from vmagent.ctl.words import NOTHING, plain
+from vmagent.v1.vm_agent_service_pb2 import (
+    GetHostRequest,
+    GetVmRequest,
+    StartRequest,
+    StopRequest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Iterable
+    from pathlib import Path
+
+    from vmagent.ctl.follow import Follower
+    from vmagent.ctl.operate import Operations, Step
+    from vmagent.v1.vm_agent_service_pb2 import ListTransitionsRequest
+    from vmagent.v1.vm_pb2 import VmState
+
+
+def now() -> datetime:
+    """Return the present time in this machine's zone."""
+    return datetime.now(UTC).astimezone()
+
+
+async def list_vms(
+    path: Path,
+    output: Output,
+    states: Iterable[VmState.ValueType],
+    name_glob: str,
+    *,
+    with_gone: bool,
+) -> ExitCode:
+    """List VMs."""
+    requests = list_requests(states, name_glob, with_gone=with_gone)
+    async with connect(path) as service:
+        if output is Output.JSONL:
+            for request in requests:
+                async for page in vm_pages(service, request):
+                    print_json(page, output)
+            return ExitCode.DONE
+        answer = await whole_list(service, requests)
+    if output is Output.JSON:
+        print_json(answer, output)
+    else:
+        print_table(Screen(), answer.vms, answer.link, now())
+    return ExitCode.DONE
+
+
+async def show_vm(path: Path, output: Output, vm: str) -> ExitCode:
+    """Show one VM."""
+    async with connect(path) as service:
+        answer = await service.GetVm(GetVmRequest(vm=vm), timeout=ANSWER_TIMEOUT_S)
+    if output is Output.TABLE:
+        print_page(Screen(), answer.vm, answer.link, now())
+    else:
+        print_json(answer, output)
+    return ExitCode.DONE
+
+
+async def show_history(
+    path: Path, output: Output, request: ListTransitionsRequest, limit: int
+) -> ExitCode:
+    """Print history."""
+    async with connect(path) as service:
+        if output is Output.JSONL:
+            async for page in history_pages(service, request, limit):
+                print_json(page, output)
+            return ExitCode.DONE
+        answer = await whole_history(service, request, limit)
+    if output is Output.JSON:
+        print_json(answer, output)
+        return ExitCode.DONE
+    screen = Screen()
+    for line in history_lines(answer, oldest_first=request.oldest_first):
+        screen.line(line)
+    if answer.next_page_token:
+        side = "newer" if request.oldest_first else "older"
+        tell(f"there are {side} ones; --limit says how many are shown, --limit 0 shows all")
+    return ExitCode.DONE
+
+
+async def show_host(path: Path, output: Output) -> ExitCode:
+    """Show the host."""
+    async with connect(path) as service:
+        answer = await service.GetHost(GetHostRequest(), timeout=ANSWER_TIMEOUT_S)
+    if output is Output.TABLE:
+        print_host(Screen(), answer.host, now())
+    else:
+        print_json(answer, output)
+    return ExitCode.DONE
+
+
+async def show_version(path: Path, output: Output) -> ExitCode:
+    """Show the versions of this program and of the daemon, as far as it can be reached."""
+    screen = Screen()
+    if output is Output.TABLE:  # at once: it is known without the daemon
+        screen.line(f"vmagentctl  {own_version()}")
+    async with connect(path) as service:
+        answer = await service.GetHost(GetHostRequest(), timeout=ANSWER_TIMEOUT_S)
+    host = answer.host
+    if output is Output.TABLE:
+        screen.line(f"vmagentd    {plain(host.daemon_version)} on {plain(host.name)}")
+        screen.line(f"libvirt     {plain(host.libvirt_version) or NOTHING}")
+        screen.line(f"hypervisor  {plain(host.hypervisor_version) or NOTHING}")
+        return ExitCode.DONE
+    versions = Struct()
+    versions.update(
+        {
+            "clientVersion": own_version(),
+            "daemonVersion": host.daemon_version,
+            "libvirtVersion": host.libvirt_version,
+            "hypervisorVersion": host.hypervisor_version,
+        }
+    )
+    print_json(versions, output)
+    return ExitCode.DONE
+
+
+def own_version() -> str:
+    """Return the version of this program."""
+    try:
+        return version_of("vmagentd-client")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"
+
+
+async def watch(follower: Follower, output: Output) -> ExitCode:
+    """Watch, until interrupted or refused; a place without a journal is in the present one."""
+    if follower.place is not None and not follower.place.journal_id:
+        follower.place.journal_id = await _present_journal(follower.path)
+    printer = WatchPrinter(Screen(), now)
+    async for response in follower.responses():
+        if output is Output.TABLE:
+            printer.print(response)
+        else:
+            print_json(response, output)
+    return ExitCode.DONE
+
+
+async def _present_journal(path: Path) -> str:
+    async with connect(path) as service:
+        answer = await service.GetHost(GetHostRequest(), timeout=ANSWER_TIMEOUT_S)
+    return answer.host.journal_id
+
+
+async def operate(
+    path: Path, operations: Operations, vms: Iterable[str], request: StartRequest | StopRequest
+) -> ExitCode:
+    """Start or stop VMs, each by a copy of *request* with an identity of its own."""
+    async with connect(path) as service:
+
+        def call(vm: str) -> AsyncIterable[Step]:
+            identity = str(uuid.uuid4())
+            if isinstance(request, StartRequest):
+                start = StartRequest(vm=vm, request_id=identity)
+                start.MergeFrom(request)
+                return service.Start(start)
+            stop = StopRequest(vm=vm, request_id=identity)
+            stop.MergeFrom(request)
+            return service.Stop(stop)
+
+        return await operations.run(vms, call)

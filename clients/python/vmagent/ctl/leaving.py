@@ -1,0 +1,38 @@
+"""How the process ends early: at once and quietly.
+
+Whoever presses Ctrl-C, or closes the pipe, wants no farewell of gRPC, asyncio or the interpreter,
+nor to wait for one. Nothing is lost by it: every line was flushed as it was printed, and what
+the daemon was asked to do it does on its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+_INTERRUPTED = 128 + signal.SIGINT
+_PIPE_CLOSED = 128 + signal.SIGPIPE
+
+
+def on_interrupt(last_words: Callable[[], str] | None = None) -> None:
+    """From now on Ctrl-C ends the process with 130; *last_words* go to stderr before."""
+
+    def leave(_signal: int, _frame: FrameType | None) -> None:
+        if last_words is not None:
+            with suppress(OSError):
+                os.write(2, last_words().encode(errors="backslashreplace"))
+        os._exit(_INTERRUPTED)
+
+    # Not asyncio's way, which cancels a task: a write into a full pipe would not notice.
+    signal.signal(signal.SIGINT, leave)
+
+
+def reader_gone() -> NoReturn:
+    """End the process as SIGPIPE would have: nobody reads what is printed."""
+    os._exit(_PIPE_CLOSED)
