@@ -1,0 +1,210 @@
+"""The virConnects of one life of the connection: one for events, one for each thread that calls.
+
+A link never carries two calls at once, for two reasons seen with libvirt 9.0:
+
+- libvirtd reads no more from a client that has `max_client_requests` (5) calls under way, not
+  even keepalive: five calls into guests that hang get a healthy link cut off.
+- When keepalive cuts a link off, one waiting thread gets its error; others that wait on the
+  same link hang for ever or crash the process. A broken socket (EOF) wakes them all.
+
+libvirt's test driver is the exception: it lives in this process and each virConnect to it may
+be a world of its own, so one serves all.
+
+Runs in the pools' threads, never on the event loop. It never reconnects the events link.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import libvirt
+
+from vmagentd.errors import LibvirtUnreachable
+from vmagentd.model import EventKind, HypervisorFacts, RawPair
+
+from .translate import event_kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# libvirt-python has no types of its own
+VirConnect: TypeAlias = Any
+VirDomain: TypeAlias = Any
+
+_KEEPALIVE_INTERVAL_S, _KEEPALIVE_COUNT = 5, 3  # cut off after 20 s of silence
+_NO_SUPPORT = 3
+_CLOSE_REASONS = {
+    libvirt.VIR_CONNECT_CLOSE_REASON_ERROR: "connection closed: I/O error",
+    libvirt.VIR_CONNECT_CLOSE_REASON_EOF: "connection closed: end of file",
+    libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE: "connection closed: keepalive timeout",
+    libvirt.VIR_CONNECT_CLOSE_REASON_CLIENT: "connection closed by this process",
+}
+
+
+def _lifecycle(event: int, detail: int) -> tuple[EventKind, RawPair]:
+    return event_kind(event, detail), RawPair(event, detail)
+
+
+def _reboot() -> tuple[EventKind, RawPair]:
+    # not a lifecycle event, so no event number of those; they begin at 0
+    return EventKind.REBOOT, RawPair(-1, 0)
+
+
+# The events we take, each with what it means by what libvirt says beside the domain.
+_EVENTS: tuple[tuple[int, Callable[..., tuple[EventKind, RawPair]]], ...] = (
+    (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, _lifecycle),
+    (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, _reboot),
+)
+
+
+class Links:
+    """Open links to one libvirt."""
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        on_event: Callable[[VirDomain, EventKind, RawPair], None],
+        on_close: Callable[[str], None],
+        on_raise: Callable[[BaseException], None],
+    ) -> None:
+        """Open the events link and register for events; may block for as long as libvirtd hangs.
+
+        Args:
+            uri: libvirt's connection URI.
+            on_event: called in the `libvirt-events` thread with each event.
+            on_close: called with the cause when the events link is found broken, perhaps more
+                than once, in whichever thread finds it.
+            on_raise: called with what `on_event` raises; libvirt-python would print it and go on.
+
+        Raises:
+            LibvirtUnreachable: for whatever reason.
+        """
+        self._uri = uri
+        self._events: VirConnect = None
+        self._own: dict[tuple[str, int], VirConnect] = {}
+        self._shared = uri.partition(":")[0] == "test"
+        self._closed = False
+        self._on_close = on_close
+        self._callbacks: list[int] = []
+        try:
+            self._events = _open(uri)
+            self.facts = _facts(self._events)
+            _register_close(self._events, on_close)
+            for number, meaning in _EVENTS:
+                dispatch = _dispatcher(meaning, on_event, on_raise)
+                self._callbacks.append(
+                    self._events.domainEventRegisterAny(None, number, dispatch, None)
+                )
+        except libvirt.libvirtError as error:
+            self.close()
+            raise LibvirtUnreachable(_text(error)) from error
+
+    def of(self, role: str, number: int) -> VirConnect:
+        """Return the link of the calling thread, number *number* of *role*; opened if need be.
+
+        Raises:
+            LibvirtUnreachable: it could not be opened.
+        """
+        if self._shared:
+            link = self._events
+            if link is None:
+                raise LibvirtUnreachable("the connection is closed")
+            return link
+        link = self._own.get((role, number))
+        if link is None or not link.isAlive():
+            try:
+                link = _open(self._uri)
+            except libvirt.libvirtError as error:
+                raise LibvirtUnreachable(_text(error)) from error
+            self._own[role, number] = link
+        if self._closed:  # perhaps after the links were let go
+            self._own.clear()
+            raise LibvirtUnreachable("the connection is closed")
+        return link
+
+    def suspect(self) -> None:
+        """Look whether the events link is broken too, after another one was.
+
+        Its close callback tells the same; this is for drivers that have none.
+        """
+        events = self._events
+        if events is not None and not events.isAlive():
+            self._on_close("connection closed")
+
+    def close(self) -> None:
+        """Deregister and let go of all links; blocks while libvirtd hangs.
+
+        A link closes with its last reference, perhaps that of a call under way in another
+        thread: libvirt would free it under that call's feet if it were closed here.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        events, self._events = self._events, None
+        if events is None:  # it was not opened
+            return
+        with suppress(libvirt.libvirtError):
+            events.unregisterCloseCallback()
+        for callback in self._callbacks:
+            with suppress(libvirt.libvirtError):  # a dead link; its callbacks are freed anyway
+                events.domainEventDeregisterAny(callback)
+        self._own.clear()
+
+
+def _open(uri: str) -> VirConnect:
+    link = libvirt.open(uri)
+    try:
+        link.setKeepAlive(_KEEPALIVE_INTERVAL_S, _KEEPALIVE_COUNT)
+    except libvirt.libvirtError as error:
+        _pass_unsupported(error)
+    return link
+
+
+def _register_close(link: VirConnect, on_close: Callable[[str], None]) -> None:
+    def closed(_link: VirConnect, reason: int, _opaque: None) -> None:
+        on_close(_CLOSE_REASONS.get(reason, f"connection closed: reason {reason}"))
+
+    try:
+        link.registerCloseCallback(closed, None)
+    except libvirt.libvirtError as error:
+        _pass_unsupported(error)
+
+
+def _pass_unsupported(error: libvirt.libvirtError) -> None:
+    """Embedded drivers have no socket that could break."""
+    if error.get_error_code() != _NO_SUPPORT:
+        raise error
+
+
+def _dispatcher(
+    meaning: Callable[..., tuple[EventKind, RawPair]],
+    on_event: Callable[[VirDomain, EventKind, RawPair], None],
+    on_raise: Callable[[BaseException], None],
+) -> Callable[..., None]:
+    def dispatch(_link: VirConnect, domain: VirDomain, *said: Any) -> None:  # noqa: ANN401
+        try:
+            on_event(domain, *meaning(*said[:-1]))  # the last is libvirt's opaque
+        except BaseException as error:  # noqa: BLE001  (control leaves our code here)
+            on_raise(error)
+
+    return dispatch
+
+
+def _facts(link: VirConnect) -> HypervisorFacts:
+    _, memory_mib, cpus, *_ = link.getInfo()
+    return HypervisorFacts(
+        libvirt_version=_version(link.getLibVersion()),
+        hypervisor_version=f"{link.getType()} {_version(link.getVersion())}",
+        host_cpus=cpus,
+        host_memory_bytes=memory_mib << 20,
+    )
+
+
+def _version(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def _text(error: libvirt.libvirtError) -> str:
+    return str(error.get_error_message() or error)

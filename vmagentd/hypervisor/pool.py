@@ -1,0 +1,116 @@
+"""Threads of our own for calls that block.
+
+Owns the threads of one kind, named `NAME-0`, `NAME-1`, …, started as they are needed, up to a
+limit. They are daemon threads: a ThreadPoolExecutor joins its threads at exit, so that one
+call that hangs would keep the process from ending. Never retries, never touches what a call
+returns. All methods run on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import timedelta
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_Job = tuple[Future[Any], "Callable[[int], Any]"]
+
+
+class NotRun(Exception):
+    """The call did not begin, and will not."""
+
+
+class Pool:
+    """Runs blocking calls in at most `limit` threads; at most `backlog` more calls wait."""
+
+    def __init__(self, name: str, limit: int, *, backlog: int = 256) -> None:
+        self.name = name
+        self._limit = limit
+        self._backlog = backlog
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._threads = 0
+        self._unfinished: list[Future[Any]] = []
+        self._closed = False
+
+    async def run(self, call: Callable[[int], T], *, deadline: timedelta | None = None) -> T:
+        """Run `call(n)` in thread number n, from 0, and return what it returns.
+
+        Cancelling the await, or the deadline, does not stop a call that has begun: it goes on
+        in its thread and its result is dropped. One that has not begun never begins.
+
+        Raises:
+            NotRun: no thread was free in time, or too many calls wait. Nothing was done.
+            TimeoutError: the call has begun and is not over at the deadline.
+        """
+        future = self._submit(call)
+        # asyncio's end of the future: filled through call_soon_threadsafe
+        result = asyncio.wrap_future(future)
+        timeout = None if deadline is None else deadline.total_seconds()
+        try:
+            await asyncio.wait((result,), timeout=timeout)
+        finally:
+            if not result.done():
+                self._abandon(future, result)
+        if result.cancelled():
+            if future.cancelled():
+                raise NotRun(f"all {self._limit} {self.name} threads are busy")
+            raise TimeoutError(f"{self.name}: no answer within {deadline}")
+        return result.result()
+
+    def close(self) -> None:
+        """Let each thread end with the call that it has; calls that wait never begin."""
+        self._closed = True
+        for future in self._unfinished:
+            future.cancel()
+        for _ in range(self._threads):
+            self._jobs.put(None)
+
+    def _submit(self, call: Callable[[int], T]) -> Future[T]:
+        self._unfinished = [future for future in self._unfinished if not future.done()]
+        if self._closed or len(self._unfinished) >= self._limit + self._backlog:
+            raise NotRun(f"{len(self._unfinished)} calls wait for {self.name} threads")
+        future: Future[T] = Future()
+        self._unfinished.append(future)
+        self._jobs.put((future, call))
+        if self._threads < min(self._limit, len(self._unfinished)):
+            number = self._threads
+            self._threads += 1
+            threading.Thread(
+                target=_work,
+                args=(self._jobs, number),
+                name=f"{self.name}-{number}",
+                daemon=True,
+            ).start()
+        return future
+
+    def _abandon(self, future: Future[Any], result: asyncio.Future[Any]) -> None:
+        if not future.cancel():
+            future.add_done_callback(self._late)
+        result.cancel()
+
+    def _late(self, future: Future[Any]) -> None:
+        log.debug("%s: late: %r", self.name, future.exception() or "done")
+
+
+def _work(jobs: SimpleQueue[_Job | None], number: int) -> None:
+    while (job := jobs.get()) is not None:
+        future, call = job
+        if future.set_running_or_notify_cancel():
+            try:
+                result = call(number)
+            except BaseException as error:  # noqa: BLE001  (a thread's main function)
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+                del result
+        # an idle thread keeps nothing alive: a connection closes with its last reference
+        del job, future, call
