@@ -53,9 +53,11 @@ def sight(link: VirConnect, domain: VirDomain) -> Sighting:
     Raises:
         VmNotFound: it is gone since its handle was got.
     """
-    with libvirt_errors(VmUuid(domain.UUIDString()), alive=link.isAlive):
+    vm = VmUuid(domain.UUIDString())
+    with libvirt_errors(vm, alive=link.isAlive):
         return _sighting(
             domain,
+            vm,
             RawPair(*domain.state()),
             persistent=bool(domain.isPersistent()),
             saved=lambda: bool(domain.hasManagedSaveImage()),
@@ -71,28 +73,27 @@ def sight_all(link: VirConnect) -> tuple[tuple[Sighting, ...], tuple[VmUuid, ...
         What was seen, and those VMs that libvirt lists and yet does not tell of.
     """
     with libvirt_errors(alive=link.isAlive):
-        domains = link.listAllDomains()
-        persistent = _listed(link, libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
-        raws = _states(link, domains)
+        found = _states(link, link.listAllDomains())
+        # of persistent and transient VMs, the latter are few if any
+        transient = _listed(link, libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)
         # only after libvirtd forgot why its VMs are off is this needed, then for nearly all
         saved = (
             _listed(link, libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)
-            if _FORGOTTEN in raws.values()
+            if any(raw == _FORGOTTEN for _, raw in found)
             else frozenset()
         )
     seen: list[Sighting] = []
     unreadable: list[VmUuid] = []
-    for domain in domains:
+    for domain, raw in found:
         vm = VmUuid(domain.UUIDString())
         try:
             with libvirt_errors(vm, alive=link.isAlive):
-                seen.append(
-                    _sighting(
-                        domain,
-                        raws.get(vm) or RawPair(*domain.state()),
-                        persistent=vm in persistent,
-                        saved=partial(saved.__contains__, vm),
-                    )
+                sighting = _sighting(
+                    domain,
+                    vm,
+                    raw or RawPair(*domain.state()),
+                    persistent=vm not in transient,
+                    saved=partial(saved.__contains__, vm),
                 )
         except VmNotFound:  # gone since it was listed: so it is not in libvirt
             continue
@@ -100,6 +101,8 @@ def sight_all(link: VirConnect) -> tuple[tuple[Sighting, ...], tuple[VmUuid, ...
             raise
         except VmagentdError:  # whatever ails one VM must not hide the others
             unreadable.append(vm)
+        else:
+            seen.append(sighting)
     return tuple(seen), tuple(unreadable)
 
 
@@ -107,23 +110,27 @@ def _listed(link: VirConnect, flag: int) -> frozenset[str]:
     return frozenset(domain.UUIDString() for domain in link.listAllDomains(flag))
 
 
-def _states(link: VirConnect, domains: list[VirDomain]) -> dict[str, RawPair]:
-    """Return the states in bulk, without those that are gone or that libvirt left out.
+def _states(link: VirConnect, domains: list[VirDomain]) -> list[tuple[VirDomain, RawPair | None]]:
+    """Return the domains with their states, None for those that libvirt left out.
 
     Of all statistics only this one takes no job and asks no guest, so it needs no NOWAIT.
     """
-    return {
-        domain.UUIDString(): RawPair(stats["state.state"], stats["state.reason"])
+    found: list[tuple[VirDomain, RawPair | None]] = [
+        (domain, RawPair(stats["state.state"], stats["state.reason"]))
         for first in range(0, len(domains), _CHUNK)
         for domain, stats in link.domainListGetStats(
             domains[first : first + _CHUNK], libvirt.VIR_DOMAIN_STATS_STATE
         )
         if "state.reason" in stats
-    }
+    ]
+    if len(found) < len(domains):
+        told = {domain.UUIDString() for domain, _ in found}
+        found += [(domain, None) for domain in domains if domain.UUIDString() not in told]
+    return found
 
 
 def _sighting(
-    domain: VirDomain, raw: RawPair, *, persistent: bool, saved: Callable[[], bool]
+    domain: VirDomain, vm: VmUuid, raw: RawPair, *, persistent: bool, saved: Callable[[], bool]
 ) -> Sighting:
     state, reason = state_and_reason(raw.major, raw.minor)
     if raw == _FORGOTTEN and saved():
@@ -132,7 +139,7 @@ def _sighting(
     active = run_id != _NOT_RUNNING if state is VmState.UNRECOGNIZED else raw.major != _SHUTOFF
     _, memory_kib, _, vcpus, _ = domain.info()
     return Sighting(
-        vm=VmUuid(domain.UUIDString()),
+        vm=vm,
         name=domain.name(),
         state=state,
         reason=reason,
