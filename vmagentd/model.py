@@ -163,8 +163,8 @@ class Vm:
     active: bool = False
     incarnation: int = 0
     crash_count: int = 0
-    # libvirt's number of the running hypervisor process: another one means a start that no
-    # event told of. Never shown; None while not active or not known.
+    # libvirt's number of the running hypervisor process: another one means a start that no event
+    # told of. Never shown; None while not active or not known.
     run_id: int | None = None
     unresponsive: Unresponsive | None = None
     active_operation_id: OperationId | None = None
@@ -235,7 +235,7 @@ class Event:
     name: str
     kind: EventKind
     raw: RawPair
-    # None where libvirt said -1, which proves nothing: it does so for some stops and not for others
+    # None where libvirt said -1, which proves nothing: it does so for some stops only
     run_id: int | None
     # host clock, UTC, taken in the callback
     observe_time: datetime
@@ -262,9 +262,13 @@ class Survey:
     """The answer of one complete listing: VMs that are not in it are not in libvirt."""
 
     sightings: tuple[Sighting, ...]
+    # VMs that are there and could not be read: neither seen nor missing
+    unreadable: tuple[VmUuid, ...] = ()
     # number of the last event taken before the query began
     after_event: int
     begin_time: datetime
+    # number of the link that it went through
+    link: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,6 +289,8 @@ class LinkLost:
 
     time: datetime
     cause: str
+    # links are counted from 1; 0: there was none yet
+    link: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -478,8 +484,7 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryFilter:
-    """Which transitions to read. None means no bound; revisions and the times are as in the
-    contract's ListTransitionsRequest: from min to max, both included, but for `max_time`."""
+    """Which transitions to read. None means no bound; all bounds but `max_time` are included."""
 
     vm: VmUuid | None = None
     min_revision: Revision | None = None

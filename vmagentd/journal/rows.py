@@ -1,0 +1,243 @@
+"""Rows of the journal ⇄ values of the model.
+
+Plain functions over a connection: who calls them owns it and its transaction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar
+from uuid import uuid4
+
+from peewee import chunked, fn
+
+from vmagentd.journal.schema import (
+    OPERATION,
+    TRANSITION,
+    VM,
+    BlindRow,
+    MetaRow,
+    OperationRow,
+    TransitionRow,
+    VmRow,
+    from_column,
+    sql,
+    to_column,
+)
+from vmagentd.model import BlindInterval, JournalId, Link, Revision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from peewee import Expression, Ordering, SqliteDatabase
+
+    from vmagentd.model import HistoryFilter, Operation, OperationId, Transition, Vm
+
+T = TypeVar("T")
+
+# SQLite takes 32,766 variables in a statement; rows here have seven at most.
+_ROWS_AT_ONCE: Final = 500
+
+
+def insert_transitions(db: SqliteDatabase, transitions: Iterable[Transition]) -> None:
+    """Write transitions under the revisions they carry."""
+    rows = (
+        {
+            "revision": transition.revision,
+            "vm": transition.vm.uuid,
+            "kind": transition.kind,
+            "state": transition.vm.state,
+            "time": to_column(transition.time),
+            "record": TRANSITION.dump_json(transition).decode(),
+        }
+        for transition in transitions
+    )
+    for chunk in chunked(rows, _ROWS_AT_ONCE):
+        TransitionRow.insert_many(chunk).execute(db)
+
+
+def write_vms(db: SqliteDatabase, vms: Iterable[Vm]) -> None:
+    """Write VMs over what was there of them."""
+    rows = (
+        {
+            "uuid": vm.uuid,
+            "name": vm.name,
+            "state": vm.state,
+            "revision": vm.revision,
+            "record": VM.dump_json(vm).decode(),
+        }
+        for vm in vms
+    )
+    for chunk in chunked(rows, _ROWS_AT_ONCE):
+        VmRow.insert_many(chunk).on_conflict_replace().execute(db)
+
+
+def write_operations(db: SqliteDatabase, operations: Iterable[Operation]) -> None:
+    """Write operations over what was there of them."""
+    rows = (
+        {
+            "id": operation.id,
+            "vm": operation.vm,
+            "actor": operation.actor,
+            "request_id": operation.request_id,
+            "accept_time": to_column(operation.accept_time),
+            "end_time": to_column(operation.end_time) if operation.end_time else None,
+            "record": OPERATION.dump_json(operation).decode(),
+        }
+        for operation in operations
+    )
+    for chunk in chunked(rows, _ROWS_AT_ONCE):
+        update = [OperationRow.end_time, OperationRow.record]
+        OperationRow.insert_many(chunk).on_conflict(
+            conflict_target=[OperationRow.id], preserve=update
+        ).execute(db)
+
+
+def write_link(db: SqliteDatabase, link: Link) -> None:
+    """Write the state of the link: the time of the last survey, and the blind interval."""
+    if link.last_survey_time is not None:
+        write_meta(db, "last_survey_time", str(to_column(link.last_survey_time)))
+    blind = BlindRow.end_time.is_null()
+    if link.connected:
+        end = to_column(link.last_survey_time) if link.last_survey_time else None
+        BlindRow.update(end_time=end).where(blind).execute(db)
+    elif link.blind_since is not None and not BlindRow.select().where(blind).exists(db):
+        BlindRow.insert(
+            begin_time=to_column(link.blind_since), end_time=None, cause=link.cause or ""
+        ).execute(db)
+
+
+def load_link(db: SqliteDatabase, *, now: datetime) -> Link:
+    """Return the link as a daemon that starts *now* has it: blind, since the last certain time."""
+    survey = read_meta(db, "last_survey_time")
+    last_survey_time = from_column(int(survey)) if survey else None
+    row = _first(BlindRow.select().where(BlindRow.end_time.is_null()).limit(1).execute(db))
+    if row is not None:
+        return Link(
+            connected=False,
+            blind_since=from_column(row.begin_time),
+            cause=row.cause,
+            last_survey_time=last_survey_time,
+        )
+    newest = TransitionRow.select(fn.MAX(TransitionRow.time)).scalar(db)
+    certain = [time for time in (last_survey_time, newest and from_column(newest)) if time]
+    cause = "vmagentd was not running" if certain else "not connected yet"
+    return Link(
+        connected=False,
+        blind_since=max(certain, default=now),
+        cause=cause,
+        last_survey_time=last_survey_time,
+    )
+
+
+def read_meta(db: SqliteDatabase, key: str) -> str | None:
+    """Return a fact about the journal, None if it was never written."""
+    row = _first(MetaRow.select().where(MetaRow.key == key).execute(db))
+    return row.value if row else None
+
+
+def write_meta(db: SqliteDatabase, key: str, value: str) -> None:
+    """Write a fact about the journal over what was there."""
+    MetaRow.insert(key=key, value=value).on_conflict_replace().execute(db)
+
+
+def journal_id(db: SqliteDatabase) -> JournalId:
+    """Return the journal's identity; makes it with a new file."""
+    known = read_meta(db, "journal_id")
+    if known is None:
+        known = str(uuid4())
+        write_meta(db, "journal_id", known)
+    return JournalId(known)
+
+
+def head_and_oldest(db: SqliteDatabase) -> tuple[Revision, Revision]:
+    """Return the newest revision ever given (0: none) and the oldest that is kept."""
+    # sqlite_sequence outlives the rows: after a deletion of the newest the count goes on
+    used = sql(db, "SELECT seq FROM sqlite_sequence WHERE name = 'transition'").fetchone()
+    head = used[0] if used else 0
+    oldest = TransitionRow.select(fn.MIN(TransitionRow.revision)).scalar(db)
+    return Revision(head), Revision(oldest or head + 1)
+
+
+def load_vms(db: SqliteDatabase) -> list[Vm]:
+    """Return every VM that the journal knows."""
+    rows = VmRow.select(VmRow.record).tuples().execute(db)
+    return [VM.validate_json(record) for (record,) in rows]
+
+
+def load_open_operations(db: SqliteDatabase) -> list[Operation]:
+    """Return the operations that are under way, oldest first."""
+    return _operations(
+        db, OperationRow.end_time.is_null(), order=OperationRow.accept_time.asc(), limit=None
+    )
+
+
+def load_operation(db: SqliteDatabase, operation_id: OperationId) -> Operation | None:
+    """Return one operation."""
+    return _first(_operations(db, OperationRow.id == operation_id))
+
+
+def load_request(db: SqliteDatabase, actor: str, request_id: str) -> Operation | None:
+    """Return the operation that *actor* asked for under *request_id*."""
+    same = (OperationRow.actor == actor) & (OperationRow.request_id == request_id)
+    return _first(_operations(db, same))
+
+
+def load_transitions(
+    db: SqliteDatabase, which: HistoryFilter, *, limit: int, after: Revision | None
+) -> tuple[Transition, ...]:
+    """Return a page of history in the order asked for, from behind *after* on."""
+    revision, time = TransitionRow.revision, TransitionRow.time
+    conditions = [
+        TransitionRow.vm == which.vm if which.vm is not None else None,
+        revision >= which.min_revision if which.min_revision is not None else None,
+        revision <= which.max_revision if which.max_revision is not None else None,
+        time >= to_column(which.min_time) if which.min_time is not None else None,
+        time < to_column(which.max_time) if which.max_time is not None else None,
+    ]
+    if after is not None:
+        conditions.append(revision > after if which.oldest_first else revision < after)
+    query = TransitionRow.select(TransitionRow.record)
+    for condition in conditions:
+        if condition is not None:
+            query = query.where(condition)
+    order = revision.asc() if which.oldest_first else revision.desc()
+    rows = query.order_by(order).limit(limit).tuples().execute(db)
+    return tuple(TRANSITION.validate_json(record) for (record,) in rows)
+
+
+def load_blind_intervals(
+    db: SqliteDatabase, *, since: datetime | None, until: datetime | None, limit: int
+) -> tuple[BlindInterval, ...]:
+    """Return the intervals that overlap the time from *since* to *until*, newest first."""
+    query = BlindRow.select()
+    if since is not None:
+        still = BlindRow.end_time.is_null() | (BlindRow.end_time >= to_column(since))
+        query = query.where(still)
+    if until is not None:
+        query = query.where(BlindRow.begin_time <= to_column(until))
+    return tuple(
+        BlindInterval(
+            begin_time=from_column(row.begin_time),
+            end_time=from_column(row.end_time) if row.end_time is not None else None,
+            cause=row.cause,
+        )
+        for row in query.order_by(BlindRow.id.desc()).limit(limit).execute(db)
+    )
+
+
+def _operations(
+    db: SqliteDatabase,
+    condition: Expression,
+    *,
+    order: Ordering | None = None,
+    limit: int | None = 1,
+) -> list[Operation]:
+    query = OperationRow.select(OperationRow.record).where(condition).limit(limit)
+    if order is not None:
+        query = query.order_by(order)
+    return [OPERATION.validate_json(record) for (record,) in query.tuples().execute(db)]
+
+
+def _first(rows: Iterable[T]) -> T | None:
+    return next(iter(rows), None)

@@ -1,0 +1,272 @@
+"""The journal as the rest of the daemon sees it.
+
+Facts go in by `record` (from any thread, not waiting) and `append` (durable on return). What is
+committed can be read from memory (`vms`, `head`, `link`, the newest transitions) on the event
+loop, or page by page from SQLite. All that waits for something to happen to a VM waits here:
+`follow` for the transitions, `changed` for those and for the link.
+
+Runs on the event loop, but for `record`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from contextlib import asynccontextmanager, closing, contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from vmagentd.errors import JournalUnwritable, ShuttingDown, StateDirInUse
+from vmagentd.journal import rows
+from vmagentd.journal.fold import Fold
+from vmagentd.journal.reader import Reader
+from vmagentd.journal.schema import open_for_writing
+from vmagentd.journal.writer import Entry, Writer
+from vmagentd.model import HistoryFilter, LinkLost, Revision, VmState, VmUuid
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from vmagentd.journal.fold import Batch, Fact
+    from vmagentd.model import (
+        BlindInterval,
+        JournalId,
+        Link,
+        Operation,
+        OperationId,
+        Transition,
+        Vm,
+    )
+
+# The newest transitions are kept in memory: a watcher that keeps up never touches SQLite.
+RECENT: Final = 2048
+# Most transitions that a follower gets at once.
+PAGE: Final = 256
+
+
+class Journal:
+    """The journal of one host. Made by `open_journal`."""
+
+    def __init__(
+        self, path: Path, *, fatal: Callable[[BaseException], None], now: datetime
+    ) -> None:
+        db = open_for_writing(path)
+        with db.atomic("IMMEDIATE"):
+            self.id: JournalId = rows.journal_id(db)
+            self.head, self.oldest = rows.head_and_oldest(db)
+            self.link: Link = rows.load_link(db, now=now)
+            rows.write_link(db, self.link)
+            vms = rows.load_vms(db)
+            # operations that were under way when the last daemon ended, oldest first
+            self.left_open: Sequence[Operation] = rows.load_open_operations(db)
+        self.writable = True
+        self._vms = {vm.uuid: vm for vm in vms}
+        self._names = {vm.name: vm.uuid for vm in vms if vm.state is not VmState.GONE}
+        self._recent: list[Transition] = []
+        self._doubts: set[VmUuid] = set()
+        # replaced, not cleared, at each change, so that a waiter cannot miss one
+        self._changed = asyncio.Event()
+        self._closing = False
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        self._fatal = fatal
+        self._reader = Reader(path)
+        fold = Fold(head=self.head, link=self.link, vms=vms, operations=self.left_open)
+        self._writer = Writer(
+            db,
+            fold,
+            committed=lambda *commit: self._loop.call_soon_threadsafe(self._on_commit, *commit),
+            ended=lambda error: self._loop.call_soon_threadsafe(self._on_end, error),
+        )
+        self._writer.start()
+
+    @property
+    def vms(self) -> Mapping[VmUuid, Vm]:
+        """Every VM that was ever recorded, as it is at `head`."""
+        return self._vms
+
+    def find(self, ref: str) -> Vm | None:
+        """Return the VM of that UUID or name; of VMs that are gone, the one that went last."""
+        try:
+            vm = self._vms.get(VmUuid(str(UUID(ref))))
+        except ValueError:
+            vm = None
+        if vm is not None:
+            return vm
+        if ref in self._names:
+            return self._vms[self._names[ref]]
+        gone = (vm for vm in self._vms.values() if vm.name == ref)
+        return max(gone, key=lambda vm: vm.revision, default=None)
+
+    def record(self, fact: Fact) -> None:
+        """Hand over a fact. From any thread; returns at once, before it is durable."""
+        self._writer.put(Entry(fact))
+
+    async def append(self, fact: Fact) -> None:
+        """Hand over a fact. Durable on return, and shown in `vms` and `head`.
+
+        Cancelling the await does not take the fact back.
+
+        Raises:
+            ShuttingDown: the journal is being closed.
+            JournalUnwritable: it was not committed.
+        """
+        if self._closing:
+            raise ShuttingDown
+        done = self._loop.create_future()
+        self._waiting.add(done)
+        done.add_done_callback(self._waiting.discard)
+        self._writer.put(Entry(fact, done))
+        await asyncio.shield(done)
+
+    async def follow(self, after: Revision) -> AsyncIterator[tuple[Transition, ...]]:
+        """Yield all transitions after *after*, in order, for ever, as many at once as there are.
+
+        A slow reader delays only itself.
+        """
+        while True:
+            changed = self._changed
+            page = await self.page(after)
+            if page:
+                after = page[-1].revision
+                yield page
+            else:
+                await changed.wait()
+
+    async def page(self, after: Revision) -> tuple[Transition, ...]:
+        """Return the next transitions after *after*, in order; none if there is none yet.
+
+        The recent ones come from memory, older ones from SQLite.
+        """
+        if after >= self.head:
+            return ()
+        if self._recent and self._recent[0].revision <= after + 1:
+            begin = after + 1 - self._recent[0].revision
+            return tuple(self._recent[begin : begin + PAGE])
+        which = HistoryFilter(min_revision=Revision(after + 1), oldest_first=True)
+        return await self.transitions(which, limit=PAGE)
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """The event that is set at the next change of head, link or doubts.
+
+        Take it before looking, then wait for it: a change in between is not missed.
+        """
+        return self._changed
+
+    def take_doubts(self) -> set[VmUuid]:
+        """Return, and forget, the VMs about which libvirt is to be asked."""
+        doubts, self._doubts = self._doubts, set()
+        return doubts
+
+    async def transitions(
+        self, which: HistoryFilter, *, limit: int, after: Revision | None = None
+    ) -> tuple[Transition, ...]:
+        """Return a page of history, in the order asked for, from behind *after* on."""
+        return await self._reader.read(rows.load_transitions, which, limit=limit, after=after)
+
+    async def blind_intervals(
+        self, *, since: datetime | None = None, until: datetime | None = None, limit: int = 100
+    ) -> tuple[BlindInterval, ...]:
+        """Return the blind intervals that overlap that time, newest first."""
+        return await self._reader.read(
+            rows.load_blind_intervals, since=since, until=until, limit=limit
+        )
+
+    async def operation(self, operation_id: OperationId) -> Operation | None:
+        """Return one operation, as it is committed."""
+        return await self._reader.read(rows.load_operation, operation_id)
+
+    async def request(self, actor: str, request_id: str) -> Operation | None:
+        """Return the operation that *actor* asked for under *request_id*, as it is committed."""
+        return await self._reader.read(rows.load_request, actor, request_id)
+
+    async def close(self) -> None:
+        """Commit all that was handed over, and that nobody looks from now on."""
+        self._closing = True
+        now = datetime.now(UTC)
+        self.record(LinkLost(time=now, cause="vmagentd was stopped", link=0))
+        self._writer.stop()
+        await self._ended
+        self._reader.close()
+
+    def _on_end(self, error: BaseException | None) -> None:
+        """The writer has ended: by `close`, or by a fault after which nothing is promised."""
+        for waiter in [*self._waiting]:
+            if not waiter.done():
+                waiter.set_exception(JournalUnwritable(str(error)))
+        self._ended.set_result(None)
+        if error is not None:
+            self.writable = False
+            self._fatal(error)
+
+    def _on_commit(self, batch: Batch, done: Sequence[asyncio.Future[None]]) -> None:
+        """Show what was committed, then tell those who waited for it."""
+        seen = (self.head, self.link)
+        self.head, self.link = batch.head, batch.link
+        for vm in batch.vms.values():
+            self._show(vm)
+        self._recent += batch.transitions
+        if len(self._recent) > 2 * RECENT:
+            del self._recent[:-RECENT]
+        self._doubts |= batch.doubts
+        if batch.doubts or seen != (self.head, self.link):
+            changed, self._changed = self._changed, asyncio.Event()
+            changed.set()
+        for waiter in done:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _show(self, vm: Vm) -> None:
+        before = self._vms.get(vm.uuid)
+        if before is not None and self._names.get(before.name) == vm.uuid:
+            del self._names[before.name]
+        if vm.state is not VmState.GONE:
+            self._names[vm.name] = vm.uuid
+        self._vms[vm.uuid] = vm
+
+
+@contextmanager
+def _held(state_dir: Path) -> Iterator[None]:
+    """Hold *state_dir* against other daemons; the kernel lets go of it when the process ends.
+
+    Raises:
+        StateDirInUse: another daemon holds it, or it cannot be used.
+    """
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateDirInUse(str(state_dir), error.strerror or str(error)) from error
+    with closing(os.fdopen(lock)):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateDirInUse(str(state_dir), "another vmagentd holds it") from error
+        yield
+
+
+@asynccontextmanager
+async def open_journal(
+    state_dir: Path, *, fatal: Callable[[BaseException], None]
+) -> AsyncIterator[Journal]:
+    """Hold *state_dir*, and yield the journal in it.
+
+    Args:
+        state_dir: a directory of the daemon's own; made if it is not there.
+        fatal: called on the loop if the journal cannot go on.
+
+    Raises:
+        StateDirInUse: another daemon holds it, or it cannot be used.
+        JournalUnusable: its file cannot be used by this version.
+    """
+    with _held(state_dir):
+        journal = Journal(state_dir / "journal.db", fatal=fatal, now=datetime.now(UTC))
+        try:
+            yield journal
+        finally:
+            await journal.close()

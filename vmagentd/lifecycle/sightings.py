@@ -1,0 +1,163 @@
+"""What a query makes of a VM.
+
+A query says what is now, not how it came. So it changes only what it contradicts, and it does not
+replace a reason that is known by one that libvirt has forgotten: a restart of libvirtd turns the
+reason of every VM that is off into UNKNOWN (measured, libvirt 9.0).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from vmagentd.lifecycle.moves import Change, To, Verdict, move
+from vmagentd.model import (
+    UNKNOWN_INITIATOR,
+    InitiatorKind,
+    Operation,
+    Reason,
+    Sighting,
+    Source,
+    StartParameters,
+    TransitionKind,
+    Vm,
+    VmState,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+# What a query calls a thing that an event told more of: both are the same.
+_COARSER: Mapping[Reason, frozenset[Reason]] = MappingProxyType({
+    Reason.CLEAN_SHUTDOWN: frozenset({Reason.KILLED_BY_HOST_SIGNAL}),
+    Reason.PROCESS_DIED: frozenset({Reason.GUEST_PANIC}),
+})  # fmt: skip
+
+# Off, for a reason that libvirt may have forgotten.
+_REMEMBERED = frozenset({VmState.STOPPED, VmState.CRASHED, VmState.MIGRATED_AWAY})
+# A guest that waits for its memory shows as paused for a migration, whichever way it comes.
+_ARRIVING = frozenset({VmState.STARTING, VmState.MIGRATING_IN})
+
+
+def on_sighting(
+    vm: Vm | None, seen: Sighting, *, time: datetime, source: Source, operation: Operation | None
+) -> Verdict:
+    """Return what having *seen* a VM at *time* makes of *vm*, None if it was never heard of."""
+    if vm is None or vm.state is VmState.GONE:
+        return Verdict(
+            changes=(_moved(vm or _newborn(seen, time), seen, time, source, operation),)
+        )
+    changes = []
+    defined = _defined(vm, seen)
+    if defined != vm:
+        changes.append(Change(kind=TransitionKind.DEFINITION, vm=defined))
+    if _is_another_run(vm, seen) or _contradicts(vm, seen):
+        changes.append(_moved(defined, seen, time, source, operation))
+    return Verdict(changes=tuple(changes))
+
+
+def confirm(vm: Vm, seen: Sighting | None, *, time: datetime) -> Vm:
+    """Return *vm* with what a query confirms and no transition tells: it was true at *time*."""
+    run_id = seen.run_id if seen and seen.active and vm.active else vm.run_id
+    return replace(vm, verify_time=time, run_id=run_id)
+
+
+def on_absence(vm: Vm, *, time: datetime, source: Source, operation: Operation | None) -> Verdict:
+    """Return what a successful query that did not find *vm* makes of it.
+
+    Nothing while a Start is in flight, unless the Start itself did not find it: between two calls
+    of whoever starts a VM, libvirt may not know it.
+    """
+    starting = operation is not None and isinstance(operation.parameters, StartParameters)
+    if vm.state is VmState.GONE or (starting and source is not Source.OPERATION):
+        return Verdict()
+    expected = not vm.active and not vm.persistent
+    earliest = None if expected else _last_certain(vm)
+    gone = move(
+        replace(vm, persistent=False),
+        To(VmState.GONE, Reason.UNDEFINED if expected else Reason.MISSING),
+        active=False,
+        run_id=None,
+        time=time,
+        source=source,
+        operation=None,
+        earliest_time=earliest,
+    )
+    return Verdict(changes=(Change(kind=TransitionKind.STATE, vm=gone, earliest_time=earliest),))
+
+
+def _newborn(seen: Sighting, time: datetime) -> Vm:
+    """Return the record that a VM's first sighting is applied to. It is never shown."""
+    return Vm(
+        uuid=seen.vm,
+        name=seen.name,
+        state=VmState.GONE,
+        reason=Reason.UNKNOWN,
+        initiator=UNKNOWN_INITIATOR,
+        source=Source.SURVEY,
+        state_time=time,
+    )
+
+
+def _defined(vm: Vm, seen: Sighting) -> Vm:
+    return replace(
+        vm,
+        name=seen.name,
+        persistent=seen.persistent,
+        vcpus=seen.vcpus,
+        memory_bytes=seen.memory_bytes,
+    )
+
+
+def _moved(
+    before: Vm, seen: Sighting, time: datetime, source: Source, operation: Operation | None
+) -> Change:
+    """Return the move to the state *seen*.
+
+    It is late, unless it is the first sighting ever or the operation's own doing.
+    """
+    earliest = _last_certain(before) if before.revision else None
+    after = move(
+        _defined(before, seen),
+        To(seen.state, seen.reason),
+        active=seen.active,
+        run_id=seen.run_id,
+        time=time,
+        source=source,
+        operation=operation,
+        earliest_time=earliest,
+    )
+    if after.initiator.kind is InitiatorKind.CLIENT:
+        after, earliest = replace(after, earliest_time=None), None
+    if after.state is VmState.UNRECOGNIZED:
+        after = replace(after, raw_state=seen.raw)
+    return Change(kind=TransitionKind.STATE, vm=after, earliest_time=earliest)
+
+
+def _is_another_run(vm: Vm, seen: Sighting) -> bool:
+    known = None not in {vm.run_id, seen.run_id}
+    return vm.active and seen.active and known and vm.run_id != seen.run_id
+
+
+def _last_certain(vm: Vm) -> datetime:
+    """Return the last time at which the record certainly was true."""
+    return max(vm.state_time, vm.verify_time or vm.state_time)
+
+
+def _contradicts(vm: Vm, seen: Sighting) -> bool:
+    if seen.state is VmState.PAUSED and seen.reason is Reason.MIGRATING and vm.state in _ARRIVING:
+        return False
+    if seen.reason is Reason.UNKNOWN and not seen.active:
+        forgotten = seen.state is VmState.STOPPED and vm.state in _REMEMBERED
+        return vm.active or not (forgotten or seen.state is vm.state)
+    if (seen.state, seen.active) != (vm.state, vm.active):
+        return True
+    if Reason.UNKNOWN in {seen.reason, vm.reason}:
+        return vm.reason is Reason.UNKNOWN and seen.reason is not Reason.UNKNOWN
+    if seen.active:
+        # among reasons to run the event's is the better one; a pause may have a deeper reason
+        return vm.reason is Reason.PAUSED_BY_USER and seen.reason is not vm.reason
+    # off for another reason than the one we know: it was up in between
+    return seen.reason is not vm.reason and vm.reason not in _COARSER.get(seen.reason, ())
