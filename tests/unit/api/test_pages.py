@@ -1,0 +1,108 @@
+"""A page token goes on where the page before ended, with the same filter, or is refused."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vmagent.v1 import vm_agent_service_pb2 as pb
+from vmagent.v1.vm_pb2 import VM_STATE_RUNNING
+
+from vmagentd.api import requests
+from vmagentd.api.pages import Pages
+from vmagentd.errors import InvalidField
+from vmagentd.model import JournalId, Revision
+
+JOURNAL = JournalId("6f1ed002-ab5a-4f4c-9d2c-0a6f1f4b8d11")
+REQUEST = pb.ListVmsRequest(name_glob="web-*")
+
+
+def refused(pages: Pages, token: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        pages.after(token)
+    assert caught.value.field == "page_token"
+
+
+@given(st.text(min_size=1, max_size=300))
+def test_a_token_comes_back_as_its_key(key: str) -> None:
+    token = Pages(REQUEST).token(key)
+    assert Pages(REQUEST).after(token) == key
+    assert token.isascii()
+
+
+def test_no_token_is_the_first_page() -> None:
+    assert Pages(REQUEST).after("") is None
+
+
+def test_size_and_token_are_no_part_of_the_filter() -> None:
+    token = Pages(REQUEST).token("key")
+    other = pb.ListVmsRequest(name_glob="web-*", page_size=3, page_token=token)
+    assert Pages(other).after(token) == "key"
+
+
+def test_making_pages_leaves_the_request_alone() -> None:
+    request = pb.ListVmsRequest(page_size=3, page_token="t")
+    Pages(request)
+    assert (request.page_size, request.page_token) == (3, "t")
+
+
+def test_another_filter_is_refused() -> None:
+    token = Pages(REQUEST).token("key")
+    refused(Pages(pb.ListVmsRequest()), token)
+    refused(Pages(pb.ListVmsRequest(name_glob="web-*", states=[VM_STATE_RUNNING])), token)
+
+
+def test_another_list_or_journal_is_refused() -> None:
+    token = Pages(pb.ListTransitionsRequest(), JOURNAL).token("7")
+    refused(Pages(pb.ListVmsRequest()), token)
+    refused(Pages(pb.ListTransitionsRequest(), JOURNAL[::-1]), token)
+
+
+@given(st.text(min_size=1))
+def test_any_other_text_is_refused(text: str) -> None:
+    refused(Pages(REQUEST), text)
+
+
+@given(st.binary(max_size=40))
+def test_any_other_bytes_are_refused(raw: bytes) -> None:
+    refused(Pages(REQUEST), base64.urlsafe_b64encode(b"\x01" + raw).decode())
+
+
+@given(st.data())
+def test_a_damaged_token_is_refused(data: st.DataObject) -> None:
+    token = Pages(REQUEST).token("some key")
+    at = data.draw(st.integers(0, len(token) - 1))
+    other = data.draw(st.sampled_from("ABCxyz019-_").filter(lambda char: char != token[at]))
+    damaged = token[:at] + other + token[at + 1 :]
+    # The last character may hold bits that belong to no byte.
+    if base64.urlsafe_b64decode(damaged) != base64.urlsafe_b64decode(token):
+        refused(Pages(REQUEST), damaged)
+
+
+def test_the_token_of_another_version_is_refused() -> None:
+    raw = base64.urlsafe_b64decode(Pages(REQUEST).token("key"))
+    refused(Pages(REQUEST), base64.urlsafe_b64encode(b"\x02" + raw[1:]).decode())
+
+
+def test_an_endless_token_is_refused() -> None:
+    refused(Pages(REQUEST), "A" * 100_000)
+
+
+@pytest.mark.parametrize("key", ["", "x", "-1", "1.0", "9" * 19, "9" * 5000, "٣", " 1"])
+def test_a_forged_key_is_refused_like_any_other(key: str) -> None:
+    request = pb.ListTransitionsRequest()
+    request.page_token = Pages(request, JOURNAL).token(key)
+    with pytest.raises(InvalidField) as caught:
+        requests.history(request, JOURNAL)
+    assert caught.value.field == "page_token"
+
+
+def test_keys_of_both_lists() -> None:
+    history = pb.ListTransitionsRequest()
+    history.page_token = Pages(history, JOURNAL).token(str(2**63 - 1))
+    assert requests.history(history, JOURNAL).after == Revision(2**63 - 1)
+    vms = pb.ListVmsRequest()
+    vms.page_token = Pages(vms).token(f"{JOURNAL}web")
+    assert requests.list_vms(vms).after == ("web", JOURNAL)
