@@ -48,6 +48,7 @@ class Follower:
     place: Cursor | None = None  # everything up to here has come; None: a snapshot is needed
     reconnect: bool = True
     tell: Callable[[str], None]  # remarks for the person who watches
+    slack_s: float = 5  # a heartbeat may be late by this
     _connected: bool = field(default=False, init=False)  # ever
     _away: bool = field(default=False, init=False)
     _delay_s: float = field(default=_FIRST_DELAY_S, init=False)
@@ -95,7 +96,7 @@ class Follower:
     @property
     def _patience_s(self) -> float:
         """How long a daemon that promised heartbeats may say nothing at all."""
-        return 2 * self.heartbeat.total_seconds() + 5
+        return 2 * self.heartbeat.total_seconds() + self.slack_s
 
     def _arrived(self, response: WatchStatusResponse) -> None:
         if self._away:

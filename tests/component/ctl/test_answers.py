@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from google.protobuf import json_format
+from vmagent.v1.host_pb2 import BlindInterval, Link
+from vmagent.v1.vm_agent_service_pb2 import (
+    GetVmRequest,
+    GetVmResponse,
+    ListTransitionsRequest,
+    ListTransitionsResponse,
+    ListVmsRequest,
+    ListVmsResponse,
+)
+from vmagent.v1.vm_pb2 import VmState
+
+from tests.component.ctl.scripted import (
+    JOURNAL,
+    UP,
+    cursor,
+    get_host,
+    refuse,
+    serving,
+    transition,
+    vm,
+)
+from tests.component.ctl.terminal import vmagentctl
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.component.ctl.scripted import Context
+
+
+async def two_pages(request: ListVmsRequest, _context: Context) -> ListVmsResponse:
+    """Two pages of VMs, one of which changes in between; the gone ones are asked for apart."""
+    if request.states == [VmState.VM_STATE_GONE]:
+        gone = vm("old", VmState.VM_STATE_GONE)
+        return ListVmsResponse(vms=[gone], cursor=cursor(12), link=UP)
+    if not request.page_token:
+        page = [vm("a"), vm("b")]
+        return ListVmsResponse(vms=page, next_page_token="2", cursor=cursor(10), link=UP)
+    page = [vm("b", VmState.VM_STATE_STOPPED), vm("z")]
+    return ListVmsResponse(vms=page, cursor=cursor(11), link=UP)
+
+
+@pytest.mark.parametrize("arguments", [("-o", "json", "list"), ("list", "-o", "json")])
+async def test_list_is_one_answer_true_from_its_first_page_on(
+    target: Path, arguments: tuple[str, ...]
+) -> None:
+    async with serving(target, ListVms=two_pages):
+        done = await vmagentctl(target, *arguments)
+    answer = json_format.Parse(done.out, ListVmsResponse())
+    assert [(v.name, v.state) for v in answer.vms] == [
+        ("a", VmState.VM_STATE_RUNNING),
+        ("b", VmState.VM_STATE_STOPPED),
+        ("z", VmState.VM_STATE_RUNNING),
+    ]
+    assert (answer.cursor, answer.next_page_token) == (cursor(10), "")
+    assert (done.code, done.err) == (0, "")
+
+
+async def test_list_all_has_the_gone_ones_too(target: Path) -> None:
+    async with serving(target, ListVms=two_pages):
+        done = await vmagentctl(target, "list", "--all", "-o", "json")
+    assert [v["name"] for v in json.loads(done.out)["vms"]] == ["a", "b", "old", "z"]
+
+
+async def test_list_asks_for_what_was_wanted(target: Path) -> None:
+    asked = []
+
+    async def list_vms(request: ListVmsRequest, _context: Context) -> ListVmsResponse:
+        asked.append(request)
+        return ListVmsResponse(cursor=cursor(1), link=UP)
+
+    wanted = ("--state", "running", "--state", "PAUSED", "--name", "web*")
+    async with serving(target, ListVms=list_vms):
+        done = await vmagentctl(target, "list", *wanted)
+    states = [VmState.VM_STATE_RUNNING, VmState.VM_STATE_PAUSED]
+    assert asked == [ListVmsRequest(states=states, name_glob="web*")]
+    assert (done.code, done.out) == (0, "no VMs\n")
+
+
+async def test_a_table_is_plain_in_a_pipe_and_shows_any_name_as_text(target: Path) -> None:
+    async def list_vms(_request: ListVmsRequest, _context: Context) -> ListVmsResponse:
+        vms = [vm("[red]x\x1b[2J\n"), vm("new", VmState.ValueType(77)), vm("x" * 200)]
+        return ListVmsResponse(vms=vms, cursor=cursor(1), link=UP)
+
+    async with serving(target, ListVms=list_vms):
+        done = await vmagentctl(target, "list")
+    rows = [re.split(r" {2,}", row) for row in done.out.splitlines()]
+    assert rows[0] == ["NAME", "STATE", "REASON", "SINCE", "BY"]
+    assert [row[:2] for row in rows[1:]] == [
+        ["[red]x\\x1b[2J\\n", "RUNNING"],
+        ["new", "77"],
+        ["x" * 200, "RUNNING"],
+    ]
+    assert "\x1b" not in done.out
+
+
+async def test_a_blind_daemon_says_so_and_marks_every_state(target: Path) -> None:
+    blind = Link()
+    blind.blind_since.FromJsonString("2026-01-31T12:00:00Z")
+
+    async def list_vms(_request: ListVmsRequest, _context: Context) -> ListVmsResponse:
+        return ListVmsResponse(vms=[vm("a"), vm("b")], cursor=cursor(1), link=blind)
+
+    async with serving(target, ListVms=list_vms):
+        done = await vmagentctl(target, "list")
+    first, _, *rows = done.out.splitlines()
+    assert first.startswith("libvirt cannot be asked since 2026-01-31 12:00:00 (")
+    assert all("RUNNING (last known)" in row for row in rows)
+
+
+async def get_vm(request: GetVmRequest, context: Context) -> GetVmResponse:
+    match request.vm:
+        case "web1":
+            return GetVmResponse(vm=vm(vcpus=2, memory_bytes=1 << 31), link=UP)
+        case "nope":
+            await refuse(
+                context, grpc.StatusCode.NOT_FOUND, "VM_NOT_FOUND", "no VM 'nope'\non this host"
+            )
+        case "":
+            await refuse(
+                context, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "vm: it is empty"
+            )
+        case _:
+            await context.abort(grpc.StatusCode.INTERNAL, "oops")
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "err"),
+    [
+        ("nope", 3, "vmagentctl: no VM 'nope'\\non this host [VM_NOT_FOUND]\n"),
+        ("", 2, "vmagentctl: vm: it is empty [INVALID_FIELD]\n"),
+        ("other", 1, "vmagentctl: oops\n"),
+    ],
+)
+async def test_a_refusal_is_the_daemons_sentence_and_its_reason(
+    target: Path, name: str, code: int, err: str
+) -> None:
+    async with serving(target, GetVm=get_vm):
+        done = await vmagentctl(target, "show", name)
+    assert (done.code, done.out, done.err) == (code, "", err)
+
+
+async def test_show_has_a_page_and_the_whole_message(target: Path) -> None:
+    async with serving(target, GetVm=get_vm):
+        page = await vmagentctl(target, "show", "web1")
+        whole = await vmagentctl(target, "show", "web1", "-o", "json")
+    assert "Definition:       persistent, 2 vCPUs, 2 GiB\n" in page.out
+    assert re.search(r"Since: +2026-01-31 12:00:00 \(\d+d ago\)\n", page.out)
+    assert json.loads(whole.out)["vm"]["memoryBytes"] == str(1 << 31)
+
+
+async def long_history(
+    request: ListTransitionsRequest, _context: Context
+) -> ListTransitionsResponse:
+    """2500 transitions, newest first; one blind time that shows on every page."""
+    newest = int(request.page_token or 2500)
+    oldest = max(newest - request.page_size, 0)
+    blind = BlindInterval(cause="libvirtd restarted")
+    return ListTransitionsResponse(
+        transitions=[transition(n) for n in range(newest, oldest, -1)],
+        next_page_token=str(oldest) if oldest else "",
+        blind_intervals=[blind],
+        oldest_revision=1,
+        link=UP,
+    )
+
+
+@pytest.mark.parametrize(("limit", "count"), [(0, 2500), (1200, 1200), (9000, 2500)])
+async def test_history_is_one_answer_as_long_as_wanted(
+    target: Path, limit: int, count: int
+) -> None:
+    async with serving(target, ListTransitions=long_history):
+        done = await vmagentctl(target, "history", "--limit", str(limit), "-o", "json")
+    answer = json_format.Parse(done.out, ListTransitionsResponse())
+    assert [t.revision for t in answer.transitions] == list(range(2500, 2500 - count, -1))
+    assert len(answer.blind_intervals) == 1
+    assert bool(answer.next_page_token) == (count < 2500)
+
+
+async def test_history_says_that_there_is_more(target: Path) -> None:
+    async with serving(target, ListTransitions=long_history):
+        done = await vmagentctl(target, "history", "--limit", "2")
+    assert [line[:9] for line in done.out.splitlines()] == ["   2500  ", "   2499  ", " " * 9]
+    assert done.err.startswith("vmagentctl: there are older ones")
+
+
+async def test_history_asks_for_what_was_wanted(target: Path) -> None:
+    asked = []
+
+    async def history(
+        request: ListTransitionsRequest, _context: Context
+    ) -> ListTransitionsResponse:
+        asked.append(request)
+        return ListTransitionsResponse(link=UP)
+
+    wanted = ("--since", "12", "--until", "2026-01-31T12:00", "--oldest-first", "--limit", "5")
+    async with serving(target, ListTransitions=history):
+        done = await vmagentctl(target, "history", "web1", *wanted)
+    expected = ListTransitionsRequest(vm="web1", min_revision=12, oldest_first=True, page_size=5)
+    expected.max_time.FromJsonString("2026-01-31T12:00:00Z")
+    assert (asked, done.code) == ([expected], 0)
+
+
+async def test_host_and_version_tell_of_the_daemon(target: Path) -> None:
+    async with serving(target, GetHost=get_host):
+        page = await vmagentctl(target, "host")
+        whole = await vmagentctl(target, "host", "-o", "json")
+        version = await vmagentctl(target, "version")
+    assert f"Journal:          {JOURNAL}\n" in page.out
+    assert json.loads(whole.out)["host"]["journalId"] == JOURNAL
+    assert re.match(r"vmagentctl  \S+\nvmagentd +on h1\n", version.out)
+
+
+class TestUnreachable:
+    """Every way in which the daemon cannot be reached says which one it is, soon."""
+
+    async def told(self, target: Path, *arguments: Any) -> str:  # noqa: ANN401
+        done = await vmagentctl(target, *(arguments or ["list"]))
+        assert (done.code, done.out) == (4, "")
+        assert done.err.startswith(f"vmagentctl: cannot reach vmagentd at unix:{target}: ")
+        assert done.err.count("\n") == 1
+        return done.err
+
+    async def test_no_socket(self, target: Path) -> None:
+        assert "there is no such socket; start vmagentd" in await self.told(target)
+
+    async def test_nobody_listens(self, target: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as left_behind:
+            left_behind.bind(str(target))
+        assert "nobody listens there" in await self.told(target)
+
+    async def test_no_socket_but_a_file(self, target: Path) -> None:
+        os.mknod(target)
+        assert "this is not a socket" in await self.told(target)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may go anywhere")
+    async def test_not_allowed(self, target: Path) -> None:
+        target.parent.chmod(0)
+        try:
+            assert "permission denied" in await self.told(target)
+        finally:
+            target.parent.chmod(0o700)
+
+    async def test_somebody_who_never_answers(self, target: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.bind(str(target))
+            silent.listen()
+            assert "somebody listens there, but" in await self.told(target)
+
+    @pytest.mark.parametrize("command", ["start", "stop"])
+    async def test_several_vms_are_told_once(self, target: Path, command: str) -> None:
+        await self.told(target, command, "a", "b", "c")
+
+    @pytest.mark.parametrize(
+        "arguments", [("watch",), ("watch", "--resume-from", "7"), ("show", "a"), ("host",)]
+    )
+    async def test_every_command(self, target: Path, arguments: tuple[str, ...]) -> None:
+        await self.told(target, *arguments)
+
+
+async def test_an_address_may_hold_anything(target: Path) -> None:
+    odd = target.parent / "a%20b ü?#"
+    async with serving(target, GetHost=get_host):
+        odd.symlink_to(target)
+        done = await vmagentctl(odd, "host")
+    assert (done.code, done.err) == (0, "")

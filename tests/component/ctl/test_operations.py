@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from google.protobuf import json_format
+from vmagent.v1.operation_pb2 import OperationPhase, StopMode, StopOnGraceExpired
+from vmagent.v1.vm_agent_service_pb2 import StartRequest, StopRequest, StopResponse
+
+from tests.component.ctl.scripted import refuse, serving, stop_responses
+from tests.component.ctl.terminal import DEADLINE_S, ended, line, started, vmagentctl
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.component.ctl.scripted import Context
+
+ACCEPTED = OperationPhase.OPERATION_PHASE_ACCEPTED
+SIGNALLED = OperationPhase.OPERATION_PHASE_SIGNALLED
+SUCCEEDED = OperationPhase.OPERATION_PHASE_SUCCEEDED
+FAILED = OperationPhase.OPERATION_PHASE_FAILED
+
+
+async def stop(request: StopRequest, context: Context) -> AsyncIterator[StopResponse]:
+    """Stops any VM but those that are called by how they fail."""
+    match request.vm:
+        case "nope":
+            await refuse(context, grpc.StatusCode.NOT_FOUND, "VM_NOT_FOUND", "no VM 'nope'")
+        case "paused":
+            for response in stop_responses(request.vm, ACCEPTED, FAILED):
+                yield response
+            await refuse(
+                context, grpc.StatusCode.FAILED_PRECONDITION, "VM_PAUSED", "VM paused is paused"
+            )
+        case _:
+            for response in stop_responses(request.vm, ACCEPTED, SIGNALLED, SUCCEEDED):
+                yield response
+
+
+async def test_each_step_is_a_line_and_the_result_is_the_last(target: Path) -> None:
+    async with serving(target, Stop=stop):
+        done = await vmagentctl(target, "stop", "a")
+    assert done.out.splitlines() == [
+        "a: stop accepted, operation op-of-a",
+        "a: guest asked to shut down",
+        "a: RUNNING (booted)",
+    ]
+    assert (done.code, done.err) == (0, "")
+
+
+async def test_of_several_vms_the_worst_decides(target: Path) -> None:
+    async with serving(target, Stop=stop):
+        done = await vmagentctl(target, "stop", "a", "paused", "nope", "b")
+    assert done.code == 3
+    assert sorted(done.err.splitlines()) == [
+        "vmagentctl: VM paused is paused [VM_PAUSED]",
+        "vmagentctl: no VM 'nope' [VM_NOT_FOUND]",
+    ]
+    assert {"a: RUNNING (booted)", "b: RUNNING (booted)"} < set(done.out.splitlines())
+
+
+async def test_several_vms_go_side_by_side(target: Path) -> None:
+    under_way: set[str] = set()
+    both = asyncio.Event()
+
+    async def wait_for_both(
+        request: StopRequest, _context: Context
+    ) -> AsyncIterator[StopResponse]:
+        accepted, ended_ = stop_responses(request.vm, ACCEPTED, SUCCEEDED)
+        yield accepted
+        under_way.add(request.vm)
+        if len(under_way) == 2:
+            both.set()
+        await asyncio.wait_for(both.wait(), DEADLINE_S)
+        yield ended_
+
+    async with serving(target, Stop=wait_for_both):
+        done = await vmagentctl(target, "stop", "a", "b", "a")
+    assert (done.code, done.err, len(done.out.splitlines())) == (0, "", 4)
+
+
+async def test_json_lines_are_the_responses_and_json_is_the_last_one(target: Path) -> None:
+    async with serving(target, Stop=stop):
+        lines = await vmagentctl(target, "stop", "paused", "-o", "jsonl")
+        last = await vmagentctl(target, "-o", "json", "stop", "paused")
+    expected = stop_responses("paused", ACCEPTED, FAILED)
+    assert [json_format.Parse(text, StopResponse()) for text in lines.out.splitlines()] == expected
+    assert json_format.Parse(last.out, StopResponse()) == expected[-1]
+    assert lines.code == last.code == 1
+
+
+async def test_stop_asks_for_what_was_wanted(target: Path) -> None:
+    asked: list[StopRequest] = []
+
+    async def note(request: StopRequest, context: Context) -> AsyncIterator[StopResponse]:
+        asked.append(request)
+        async for response in stop(request, context):
+            yield response
+
+    async with serving(target, Stop=note):
+        await vmagentctl(target, "stop", "a")
+        await vmagentctl(
+            target, "stop", "a", "--force", "--grace", "1m30s", "--on-grace-expired", "force"
+        )
+    plain, full = asked
+    assert not plain.HasField("grace_period")
+    assert (full.mode, full.on_grace_expired, full.grace_period.seconds) == (
+        StopMode.STOP_MODE_FORCE,
+        StopOnGraceExpired.STOP_ON_GRACE_EXPIRED_FORCE,
+        90,
+    )
+    assert plain.request_id != full.request_id
+
+
+async def test_start_asks_for_what_was_wanted(target: Path) -> None:
+    asked: list[StartRequest] = []
+
+    async def start(request: StartRequest, context: Context) -> None:
+        asked.append(request)
+        await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "HOST_EXHAUSTED", "no memory")
+
+    options = ("--paused", "--discard-saved-state", "--force", "--timeout", "5")
+    async with serving(target, Start=start):
+        done = await vmagentctl(target, "start", "a", *options)
+    (request,) = asked
+    assert (request.vm, request.paused, request.discard_saved_state, request.force) == (
+        "a",
+        True,
+        True,
+        True,
+    )
+    assert request.timeout.seconds == 5
+    assert (done.code, done.err) == (1, "vmagentctl: no memory [HOST_EXHAUSTED]\n")
+
+
+async def never_ends(request: StopRequest, _context: Context) -> AsyncIterator[StopResponse]:
+    for response in stop_responses(request.vm, ACCEPTED, SIGNALLED):
+        yield response
+    await asyncio.sleep(60)
+
+
+async def test_an_interrupt_ends_it_at_once_and_names_the_operation(target: Path) -> None:
+    async with serving(target, Stop=never_ends), started(target, "stop", "a") as process:
+        await line(process.stdout)
+        await line(process.stdout)
+        process.send_signal(signal.SIGINT)
+        done = await ended(process)
+    assert done.code == 130
+    assert done.err == "vmagentctl: operation op-of-a on a goes on in the daemon\n"
+
+
+async def test_losing_the_daemon_names_the_operation_too(target: Path) -> None:
+    async with (
+        serving(target, Stop=never_ends) as server,
+        started(target, "stop", "a") as process,
+    ):
+        await line(process.stdout)
+        await line(process.stdout)
+        await server.stop(None)
+        done = await ended(process)
+    assert done.code == 4
+    assert "during stop operation op-of-a on a" in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("phases", [(), (ACCEPTED,)])
+async def test_an_end_without_an_outcome_is_no_success(
+    target: Path, phases: tuple[OperationPhase.ValueType, ...]
+) -> None:
+    async def end_early(request: StopRequest, _context: Context) -> AsyncIterator[StopResponse]:
+        for response in stop_responses(request.vm, *phases):
+            yield response
+
+    async with serving(target, Stop=end_early):
+        done = await vmagentctl(target, "stop", "a", "-o", "json")
+    assert done.code == 1
+    assert "without saying how it went" in done.err
+    assert bool(phases) == bool(done.out and json.loads(done.out))

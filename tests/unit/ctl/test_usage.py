@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from vmagent.ctl.app import run
+from vmagent.ctl.channel import socket_path
+from vmagent.ctl.options import parse_place, parse_state
+from vmagent.v1.transition_pb2 import Cursor
+from vmagent.v1.vm_pb2 import VmState
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["frob"], "'frob'"),
+        (["list", "--bogus"], "--bogus"),
+        (["--bogus", "list"], "--bogus"),
+        (["-o", "xml", "list"], "--output"),
+        (["list", "-o", "xml"], "--output"),
+        (["list", "--state", "asleep"], "--state: 'asleep' is not a state"),
+        (["list", "more"], "more"),
+        (["show"], "VM"),
+        (["stop"], "VM"),
+        (["stop", "a", "--grace", "5x"], "--grace: '5x' is not a duration"),
+        (["stop", "a", "--grace", "-5s"], "--grace: '-5s' is not a duration"),
+        (["stop", "a", "--on-grace-expired", "maybe"], "--on-grace-expired"),
+        (["start", "a", "--timeout", "soon"], "--timeout: 'soon' is not a duration"),
+        (["watch", "--heartbeat", "never"], "--heartbeat: 'never' is not a duration"),
+        (["watch", "--resume-from", "a:b"], "--resume-from"),
+        (["watch", "--resume-from", ""], "--resume-from"),
+        (["history", "--since", "once"], "--since: 'once' is neither"),
+        (["history", "--until", "once"], "--until: 'once' is neither"),
+        (["history", "--limit", "-1"], "--limit"),
+        (["host", "--target", "tcp:1"], "--target: 'tcp:1' is not a socket"),
+        (["--target", "unix:", "host"], "--target: 'unix:' is not a socket"),
+        (["--target", "unix:/" + "x" * 107, "host"], "107 bytes"),
+        (["show", "not-utf8-\udcff"], "is not UTF-8"),
+    ],
+)
+def test_bad_usage_is_one_line_that_names_what_is_bad(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    target = [] if "--target" in arguments else ["--target", f"unix:{tmp_path}/s"[:100]]
+    assert run(target + arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("vmagentctl: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_no_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    assert "Commands:" in capsys.readouterr().err
+
+
+def test_help_and_version_need_no_daemon(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    assert run(["stop", "--help"]) == 0
+    assert run(["--version"]) == 0
+    out, err = capsys.readouterr()
+    assert "--on-grace-expired" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("unix:/run/s", "/run/s"),
+        ("unix:///run/s", "/run/s"),
+        ("unix:here/s", "here/s"),
+        ("/run/s", "/run/s"),
+    ],
+)
+def test_a_target_names_a_socket(target: str, path: str) -> None:
+    assert socket_path(target) == Path(path)
+
+
+def test_a_state_is_written_as_people_like() -> None:
+    away = VmState.VM_STATE_MIGRATED_AWAY
+    assert {parse_state(t) for t in ("migrated_away", "MIGRATED-AWAY")} == {away}
+
+
+def test_a_place_is_a_revision_with_or_without_its_journal() -> None:
+    assert parse_place("12") == Cursor(revision=12)
+    assert parse_place("abc-1:12") == Cursor(journal_id="abc-1", revision=12)
