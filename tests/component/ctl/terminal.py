@@ -52,7 +52,7 @@ async def ended(process: Process) -> Done:
     """Wait for a run to end."""
     out, err = await asyncio.wait_for(process.communicate(), DEADLINE_S)
     assert process.returncode is not None
-    return Done(code=process.returncode, out=out.decode(), err=err.decode())
+    return Done(code=process.returncode, out=(out or b"").decode(), err=err.decode())
 
 
 async def vmagentctl(target: Path, *arguments: str) -> Done:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -30,7 +32,7 @@ from tests.component.ctl.scripted import (
     transition,
     vm,
 )
-from tests.component.ctl.terminal import vmagentctl
+from tests.component.ctl.terminal import DEADLINE_S, ended, vmagentctl
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -275,3 +277,36 @@ async def test_an_address_may_hold_anything(target: Path) -> None:
         odd.symlink_to(target)
         done = await vmagentctl(odd, "host")
     assert (done.code, done.err) == (0, "")
+
+
+async def test_a_terminal_gets_colours_and_a_name_still_cannot_draw(target: Path) -> None:
+    async def list_vms(_request: ListVmsRequest, _context: Context) -> ListVmsResponse:
+        return ListVmsResponse(vms=[vm("a\x1b[2J")], cursor=cursor(1), link=UP)
+
+    ours, theirs = os.openpty()
+    async with serving(target, ListVms=list_vms):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "vmagent.ctl", "--target", f"unix:{target}", "list"),
+            stdout=theirs,
+            env=os.environ | {"TERM": "xterm"},
+        )
+        assert await asyncio.wait_for(process.wait(), DEADLINE_S) == 0
+    shown = os.read(ours, 4096).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert "a\\x1b[2J  \x1b[32mRUNNING\x1b[0m" in shown
+
+
+@pytest.mark.parametrize("output", ["table", "jsonl"])
+async def test_a_full_disk_is_told(target: Path, output: str) -> None:
+    with open("/dev/full", "w") as full:  # noqa: ASYNC230, PTH123  # does not block
+        async with serving(target, GetHost=get_host):
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "vmagent.ctl", "--target", f"unix:{target}"),
+                *("host", "-o", output),
+                stdout=full,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            done = await ended(process)
+    expected = "vmagentctl: cannot write the answer: No space left on device\n"
+    assert (done.code, done.err) == (1, expected)

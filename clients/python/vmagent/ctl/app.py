@@ -50,6 +50,10 @@ def run(arguments: Sequence[str]) -> int:
     except UnicodeEncodeError as error:
         tell(f"{error.object!a} is not UTF-8, as all names are")
         return ExitCode.USAGE
+    except OSError as error:  # a full disk under stdout; all others are told where they belong
+        leaving.give_up_stdout()
+        tell(f"cannot write the answer: {error.strerror}")
+        return ExitCode.FAILED
     return code or ExitCode.DONE
 
 

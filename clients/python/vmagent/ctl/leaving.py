@@ -36,3 +36,10 @@ def on_interrupt(last_words: Callable[[], str] | None = None) -> None:
 def reader_gone() -> NoReturn:
     """End the process as SIGPIPE would have: nobody reads what is printed."""
     os._exit(_PIPE_CLOSED)
+
+
+def give_up_stdout() -> None:
+    """Drop what could not be written to stdout, or the interpreter tries once more at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from enum import StrEnum
+from io import StringIO
 from typing import TYPE_CHECKING
 
 from google.protobuf import json_format
 from rich.console import Console
 from rich.text import Text
 
-from vmagent.ctl.failures import ExitCode, Failure
-from vmagent.ctl.leaving import reader_gone
+from vmagent.ctl import leaving
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,15 +38,25 @@ class Screen:
     """Prints to stdout."""
 
     def __init__(self) -> None:
-        # Soft wrap: lines are never cut or padded to a width; a pipe has none.
-        self._console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        # rich styles the text, and writes into memory: it would end the process its own way
+        # when the reader has gone. Soft wrap: lines are never cut or padded to a width.
+        self._styled = StringIO()
+        self._console = Console(
+            file=self._styled,
+            force_terminal=sys.stdout.isatty(),
+            highlight=False,
+            markup=False,
+            emoji=False,
+            soft_wrap=True,
+        )
 
     def line(self, *parts: str | Text | tuple[str, str]) -> None:
         """Print one line; a part is text, styled text, or text with its style."""
-        # Only styled by rich: it would end the process its own way when the reader has gone.
-        with self._console.capture() as styled:
-            self._console.print(Text.assemble(*parts))
-        _write(styled.get())
+        self._console.print(Text.assemble(*parts))
+        text = self._styled.getvalue()
+        self._styled.seek(0)
+        self._styled.truncate()
+        _write(text)
 
     def table(self, titles: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
         """Print rows under titles, each column as wide as its widest cell."""
@@ -72,9 +82,7 @@ def _write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        reader_gone()
-    except OSError as error:
-        raise Failure(f"cannot write to stdout: {error.strerror}", ExitCode.FAILED) from error
+        leaving.reader_gone()
 
 
 def tell(sentence: str) -> None:
