@@ -1,0 +1,253 @@
+"""The border that every call crosses: bytes in, bytes or a status out.
+
+All RPCs of all services pass here, health and reflection too. Inside, code gets a parsed
+request and raises errors of ours; whatever else happens becomes a status that says no more than
+a client may know. One call's end never touches another.
+
+Runs on the loop. No context is kept: reading one after its call has ended kills the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import uuid
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+from google.protobuf import descriptor_pool, message_factory
+from grpc import aio
+from grpc_status import rpc_status
+
+from vmagentd.api import status
+from vmagentd.api.malformed import parsed
+from vmagentd.api.status import Fault, MalformedRequest, NotServed
+from vmagentd.errors import ShuttingDown
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from datetime import timedelta
+
+    from google.protobuf.descriptor import ServiceDescriptor
+    from google.protobuf.message import Message
+
+    _Context = aio.ServicerContext[Any, Any]
+    _Handler = grpc.RpcMethodHandler[Any, Any]
+    _Parse = Callable[[bytes], Message]
+    _Task = asyncio.Task[Any]
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+def handlers(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+    """Return *servicer*'s methods as handlers of *service*.
+
+    Nothing is parsed here, see `Boundary`. A response that is bytes goes out as it is.
+    """
+    return grpc.method_handlers_generic_handler(
+        service.full_name,
+        {
+            method.name: (
+                grpc.unary_stream_rpc_method_handler
+                if method.server_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )(getattr(servicer, method.name), None, _encoded)
+            for method in service.methods
+        },
+    )
+
+
+class Boundary(aio.ServerInterceptor):
+    """Wraps every method; knows the calls that are under way, and ends them."""
+
+    def __init__(self) -> None:
+        # wrapped once: a method's handler never changes
+        self._handlers: dict[str, _Handler] = {}
+        # calls in our hands: they may be dismissed
+        self._unary: set[_Task] = set()
+        self._streaming: set[_Task] = set()
+        # calls cancelled by us, not by their client
+        self._dismissed: set[_Task] = set()
+        # all calls, until gRPC has done with them too
+        self._tasks: set[_Task] = set()
+        self._draining = False
+
+    async def intercept_service(  # type: ignore[explicit-override]  # typing has it since 3.12
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        """Return the method's handler, wrapped."""
+        method = handler_call_details.method
+        wrapped = self._handlers.get(method)
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            wrapped = self._wrapped(method, handler)
+            if handler is not None:  # anybody can invent names, so those are not kept
+                self._handlers[method] = wrapped
+        return wrapped
+
+    async def drain(self, grace: timedelta) -> None:
+        """End all calls with SHUTTING_DOWN: streams and new ones at once, others after *grace*.
+
+        A stream that waits for its client to read ends once it has read.
+        """
+        self._draining = True
+        self._dismiss(self._streaming)
+        if self._unary:
+            await asyncio.wait(self._unary, timeout=grace.total_seconds())
+        self._dismiss(self._unary)
+
+    async def ended(self) -> None:
+        """Wait until every call has ended, gRPC's part of it too. gRPC itself does not."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _dismiss(self, tasks: set[_Task]) -> None:
+        for task in tasks - self._dismissed:
+            self._dismissed.add(task)
+            task.cancel()
+
+    def _wrapped(self, method: str, handler: _Handler | None) -> _Handler:
+        """Return *handler* as one that gRPC hands no request: it reads and parses it itself.
+
+        Left to gRPC, a request that cannot be parsed is answered with the text of a traceback,
+        and one that never comes is not answered at all.
+        """
+        if handler is None:
+
+            async def refuse(_: object, context: _Context) -> None:
+                await self._cross(method, context, self._streaming, _raise(NotServed(method)))
+
+            return grpc.stream_stream_rpc_method_handler(refuse)
+
+        parse = _parser(method)
+        if handler.response_streaming:
+
+            async def stream(_: object, context: _Context) -> None:
+                work = _stream(handler, parse, context)
+                await self._cross(method, context, self._streaming, work)
+
+            return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+
+        async def unary(_: object, context: _Context) -> object:
+            work = _answer(handler, parse, context)
+            return await self._cross(method, context, self._unary, work)
+
+        return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
+
+    async def _cross(
+        self,
+        method: str,
+        context: _Context,
+        calls: set[_Task],
+        work: Coroutine[Any, Any, _T],
+    ) -> _T:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a call runs in a task of its own")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        calls.add(task)
+        if self._draining:
+            self._dismiss({task})
+        try:
+            return await work
+        except BaseException as error:  # noqa: BLE001  # here control leaves our code
+            raise await self._leave(error, task, method, context) from None
+        finally:
+            calls.discard(task)
+            self._dismissed.discard(task)
+
+    async def _leave(
+        self, error: BaseException, task: _Task, method: str, context: _Context
+    ) -> BaseException:
+        """Tell the client of *error*, and return what gRPC is to see of it."""
+        match error:
+            case aio.AbortError():  # told already: the health service does so
+                return error
+            case aio.InternalError():  # nobody is there to read or be told
+                return asyncio.CancelledError()
+            case asyncio.CancelledError() if task in self._dismissed:
+                task.uncancel()
+                error = ShuttingDown()
+            case asyncio.CancelledError() if task.cancelling():  # the client's doing
+                return error
+            case asyncio.CancelledError() | aio.BaseError() if self._draining:
+                # Something that the call waited for was taken down before it. Left as it is,
+                # gRPC would send no status, and the client wait for ever.
+                error = ShuttingDown()
+            case Exception() | asyncio.CancelledError() if not status.tells(error):
+                error = _fault(method, error)
+            case Exception():
+                pass
+            case _:  # KeyboardInterrupt, SystemExit
+                return error
+        try:
+            await context.abort_with_status(rpc_status.to_status(status.status_of(error)))
+        except aio.InternalError:
+            return asyncio.CancelledError()
+        except (aio.BaseError, asyncio.CancelledError) as left:
+            return left
+
+
+def _encoded(response: Message | bytes) -> bytes:
+    return response if isinstance(response, bytes) else response.SerializeToString()
+
+
+def _fault(method: str, error: BaseException) -> Fault:
+    fault_id = str(uuid.uuid4())
+    log.error(
+        "%s: fault %s", method, fault_id, exc_info=error, extra={"VMAGENTD_FAULT_ID": fault_id}
+    )
+    return Fault(fault_id)
+
+
+def _parser(method: str) -> _Parse:
+    """Return what parses the requests of `/package.Service/Method`."""
+    name = method.removeprefix("/").replace("/", ".")
+    request = descriptor_pool.Default().FindMethodByName(name).input_type
+    return functools.partial(parsed, message_factory.GetMessageClass(request))
+
+
+async def _answer(handler: _Handler, parse: _Parse, context: _Context) -> object:
+    behaviour: Any = handler.stream_unary or handler.unary_unary
+    return await behaviour(await _asked(handler, parse, context), context)
+
+
+async def _stream(handler: _Handler, parse: _Parse, context: _Context) -> None:
+    behaviour: Any = handler.stream_stream or handler.unary_stream
+    responses = behaviour(await _asked(handler, parse, context), context)
+    # Written here, not by gRPC from the generator: a write to a client that is gone fails, and
+    # is none of the generator's business.
+    async with aclosing(responses):
+        async for response in responses:
+            await context.write(response)
+
+
+async def _asked(
+    handler: _Handler, parse: _Parse, context: _Context
+) -> Message | AsyncIterator[Message]:
+    if handler.request_streaming:
+        return _requests(parse, context)
+    raw: Any = await context.read()
+    if raw is aio.EOF:
+        # Also when it was too long; then this status comes too late, after gRPC's own.
+        raise MalformedRequest("request", "the call ended without one")
+    return parse(raw)
+
+
+async def _requests(parse: _Parse, context: _Context) -> AsyncIterator[Message]:
+    while True:
+        raw: Any = await context.read()
+        if raw is aio.EOF:
+            return
+        yield parse(raw)
+
+
+async def _raise(error: Exception) -> None:
+    raise error
