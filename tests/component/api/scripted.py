@@ -1,0 +1,56 @@
+"""Operations that do what a test says: what the real ones would need libvirt for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypeAlias
+
+from vmagentd.model import Operation
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from vmagentd.model import StartParameters, StopParameters
+
+    # told to the caller · raised · awaited
+    Step: TypeAlias = Operation | BaseException | Callable[[], Awaitable[object]]
+
+
+class ScriptedOperations:
+    """Plays `steps` to every caller, and keeps what was asked."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.asked: list[tuple[str, StartParameters | StopParameters, str, str | None]] = []
+        # callers that are being served
+        self.listening = 0
+
+    def start(
+        self, ref: str, parameters: StartParameters, *, actor: str, request_id: str | None
+    ) -> AsyncIterator[Operation]:
+        self.asked.append((ref, parameters, actor, request_id))
+        return self._play()
+
+    def stop(
+        self, ref: str, parameters: StopParameters, *, actor: str, request_id: str | None
+    ) -> AsyncIterator[Operation]:
+        self.asked.append((ref, parameters, actor, request_id))
+        return self._play()
+
+    async def _play(self) -> AsyncIterator[Operation]:
+        self.listening += 1
+        try:
+            for step in list(self.steps):
+                if isinstance(step, Operation):
+                    yield step
+                elif isinstance(step, BaseException):
+                    raise step
+                else:
+                    await step()
+        finally:
+            self.listening -= 1
+
+
+async def for_ever() -> None:
+    """Wait until cancelled."""
+    await asyncio.Event().wait()

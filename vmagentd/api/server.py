@@ -1,0 +1,177 @@
+"""The gRPC server on its Unix socket: starts, keeps serving, drains.
+
+Runs on the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self
+
+from grpc import aio
+from grpc_reflection.v1alpha import reflection
+
+from vmagentd.api import health, requests
+from vmagentd.api.boundary import Boundary, handlers
+from vmagentd.api.health import Health
+from vmagentd.api.servicer import SERVICE
+from vmagentd.api.socketfile import SocketFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from vmagentd.api.servicer import Servicer
+
+log = logging.getLogger(__name__)
+
+# The names that the health service knows; "" is the daemon as a whole.
+HEALTH_NAMES = ("", SERVICE.full_name, "libvirt", "journal")
+
+# A watch of 1,000 VMs, each named at full length, is the longest request there is.
+_MAX_REQUEST_BYTES = requests.MAX_WATCHED_VMS * (requests.MAX_NAME_BYTES + 3) + 64 * 1024
+_MAX_CONNECTIONS = 4096
+
+
+def _options() -> list[tuple[str, int]]:
+    """Return the options of the gRPC core. It ignores names that it does not know in silence."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return [
+        # Refused by the core before it is buffered as a whole.
+        ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
+        # gRPC's own defaults, named because a status must fit into them on the client's side:
+        # see status.py.
+        ("grpc.max_metadata_size", 8 * 1024),
+        ("grpc.absolute_max_metadata_size", 16 * 1024),
+        # Half of what there is: the journal and libvirt need descriptors too.
+        (
+            "grpc.max_allowed_incoming_connections",
+            min(max(descriptors // 2, 16), _MAX_CONNECTIONS),
+        ),
+        # Per connection; further calls on it wait in the client. About 30 KiB each.
+        ("grpc.max_concurrent_streams", 2048),
+        # Whoever connects and says nothing gives its place up.
+        ("grpc.server_handshake_timeout_ms", 5_000),
+        # A frozen client is found out within 40 s. Its socket stays open, so nothing else tells;
+        # without the last option the core waits 60 s longer.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
+        # Clients may ping every second, also between their calls; more is an attack.
+        ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # A second process must not be able to bind the same port unseen.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+class Server:
+    """Serves on a Unix socket while it is entered.
+
+    Leaving drains first, so whoever serves the calls from within may be taken down afterwards.
+    """
+
+    def __init__(
+        self,
+        servicer: Servicer,
+        *,
+        path: Path,
+        mode: int = 0o600,
+        grace: timedelta = timedelta(seconds=5),
+    ) -> None:
+        """Take *mode*, which decides who may connect, and *grace* for calls that drain."""
+        self._servicer = servicer
+        self._socket = SocketFile(path, mode=mode)
+        self._grace = grace
+        self._boundary = Boundary()
+        self._health = Health(HEALTH_NAMES)
+        self._stack = AsyncExitStack()
+        self._grpc: aio.Server | None = None
+        self._crashed = asyncio.Event()
+        self._draining = False
+
+    async def __aenter__(self) -> Self:
+        """Serve. Durable facts must be there before: calls come in at once.
+
+        Raises:
+            SocketInUse: the path cannot be had; nothing was changed.
+        """
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._socket)
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            stack.push_async_callback(self.drain)
+            await self._start()
+            keeper = tasks.create_task(self._keep_serving(), name="api-keeper")
+            stack.callback(keeper.cancel)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Drain, then give the socket up."""
+        await self._stack.__aexit__(exc_type, exc, traceback)
+
+    def set_health(self, name: str, *, serving: bool) -> None:
+        """Set what the health service says of *name*, which is one of HEALTH_NAMES."""
+        self._health.set(name, serving=serving)
+
+    async def drain(self) -> None:
+        """Refuse new calls and end the present ones; they get SHUTTING_DOWN.
+
+        Returns when no call is left, at the latest after the grace, and when all code of ours
+        that served one has ended.
+        """
+        if self._draining:
+            return
+        self._draining = True
+        self._health.close()
+        if self._grpc is not None:
+            async with asyncio.TaskGroup() as tasks:
+                # The core cancels what is left a little after the boundary has told it.
+                stop = self._grpc.stop(2 * self._grace.total_seconds())
+                tasks.create_task(stop, name="api-stop")
+                tasks.create_task(self._boundary.drain(self._grace), name="api-drain")
+        await self._boundary.ended()
+
+    async def _start(self) -> None:
+        server = aio.server(interceptors=[self._boundary], options=_options())
+        server.add_generic_rpc_handlers(
+            [handlers(SERVICE, self._servicer), handlers(health.SERVICE, self._health)]
+        )
+        reflection.enable_server_reflection(
+            (SERVICE.full_name, health.SERVICE.full_name, reflection.SERVICE_NAME), server
+        )
+        self._crashed.clear()
+        self._socket.bind(server.add_insecure_port)
+        before = asyncio.all_tasks()
+        await server.start()
+        self._grpc = server
+        # One of these is the loop in which gRPC takes calls; it cannot be had in another way.
+        for task in asyncio.all_tasks() - before:
+            task.add_done_callback(self._core_task_ended)
+
+    def _core_task_ended(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and task.exception() is not None and not self._draining:
+            self._crashed.set()
+
+    async def _keep_serving(self) -> None:
+        """Start a new gRPC server whenever the present one has ended by itself.
+
+        A method name that is not UTF-8 ends gRPC's loop that takes calls (seen with grpcio
+        1.85.1): nothing is refused, but nobody is answered any more. Whoever may connect can
+        send one, so it must not be the end of the daemon. Streams break and resume.
+        """
+        while True:
+            await self._crashed.wait()
+            log.warning("gRPC has stopped taking calls; serving anew")
+            if self._grpc is not None:
+                await self._grpc.stop(None)
+            await self._start()
