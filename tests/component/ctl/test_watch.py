@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from google.protobuf import json_format
+from vmagent.ctl.failures import ExitCode, Failure
 from vmagent.ctl.follow import Follower
 from vmagent.v1.vm_agent_service_pb2 import (
     Heartbeat,
@@ -319,6 +320,18 @@ class TestFollower:
             "no sign of life for 0.3 s; connecting again",
             "connected again, going on after revision 8",
         ]
+
+    async def test_silence_from_the_first_is_no_daemon(self, target: Path) -> None:
+        async def watch(
+            _request: WatchStatusRequest, _context: Context
+        ) -> AsyncIterator[WatchStatusResponse]:
+            await asyncio.sleep(60)
+            yield WatchStatusResponse()
+
+        async with serving(target, WatchStatus=watch), self.following(target, []) as responses:
+            with pytest.raises(Failure, match="no sign of life") as failure:
+                await anext(responses)
+        assert failure.value.code is ExitCode.UNREACHABLE
 
     async def test_a_slow_reader_resumes(self, target: Path, journal: Journal) -> None:
         async def watch(

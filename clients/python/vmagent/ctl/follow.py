@@ -59,8 +59,8 @@ class Follower:
         After a loss without a resumable place a fresh snapshot comes, as the first one did.
 
         Raises:
-            Failure: the daemon cannot be reached the first time, or refuses; or it went away
-                and there is to be no second time.
+            Failure: the daemon cannot be reached the first time, or says nothing, or refuses; or
+                it went away and there is to be no second time.
         """
         while True:
             try:
@@ -75,7 +75,7 @@ class Follower:
                     self.tell(f"{refusal(error)}: taking a fresh snapshot")
                     continue
                 why, delay = self._reason_to_go_on(error), retry_delay_of(error)
-            if not self.reconnect:
+            if not (self.reconnect and self._connected):
                 raise Failure(f"the watch is over: {why}", ExitCode.UNREACHABLE)
             await self._pause(why, delay)
 

@@ -121,8 +121,8 @@ class Operations:
         verb = "start" if operation.verb == OperationVerb.OPERATION_VERB_START else "stop"
         return Failure(
             f"lost vmagentd at unix:{self._path} during {verb} operation "
-            f"{operation.operation_id} on {operation.vm_name}; its outcome is in the daemon's "
-            "journal: see history once it is back",
+            f"{operation.operation_id} on {operation.vm_name}; how it went is in the journal: "
+            "see `vmagentctl history` once the daemon is back",
             ExitCode.UNREACHABLE,
         )
 
