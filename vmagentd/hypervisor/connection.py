@@ -103,6 +103,10 @@ class Connection:
             raise LibvirtUnreachable(self.cause or "connecting", self._blind_since)
         return self._links
 
+    def lost(self) -> asyncio.Future[None] | None:
+        """Return what is done once the present links are found broken; do not change it."""
+        return None if self._life is None else self._life.broken
+
     async def keep(self) -> Never:
         """Connect, wait until the link breaks, connect again; run this as one task."""
         self._loop = asyncio.get_running_loop()
@@ -111,17 +115,17 @@ class Connection:
         failures = 0
         while True:
             life = self._life = _Life(self._loop)
-            began = self._loop.time()
             try:
                 await self._open(life)
             except LibvirtUnreachable as error:
                 self._blind(error.cause)
             else:
+                up_at = self._loop.time()
                 await life.broken
+                if self._loop.time() - up_at > _STEADY_S:
+                    failures = 0
                 await self._let_go()
             life.listening = False
-            if self._loop.time() - began > _STEADY_S:
-                failures = 0
             await asyncio.sleep(self._jitter(min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**failures)))
             failures = min(failures + 1, 10)
 

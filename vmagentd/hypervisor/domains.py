@@ -9,7 +9,6 @@ and never takes an error for a state.
 from __future__ import annotations
 
 import asyncio
-import time
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
@@ -72,8 +71,9 @@ class Domains:
     """The VMs of the connected libvirt.
 
     Every method raises LibvirtUnreachable if libvirt could not be asked; nothing was changed
-    then. Those that change something raise OutcomeUnknown if the link broke in the middle or the
-    deadline passed, and every other HypervisorError if libvirt refused.
+    then. Those that change something raise OutcomeUnknown if the link broke or the deadline
+    passed in the middle, and every other HypervisorError if libvirt refused. A cancelled call
+    does not begin; one that has begun goes on.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -241,7 +241,7 @@ class Domains:
         try:
             return await self._run(self._observe, question, deadline)
         except TimeoutError as error:
-            raise LibvirtUnreachable(f"no answer in {deadline.total_seconds():g} s") from error
+            raise LibvirtUnreachable(self._why(deadline)) from error
 
     async def _change(
         self,
@@ -252,22 +252,30 @@ class Domains:
         *,
         deadline: timedelta,
     ) -> None:
-        """Run a call that changes the VM; one that is not answered in time may yet do so."""
-        give_up = time.monotonic() + deadline.total_seconds()
+        """Run a call that changes the VM; given up, it never begins or its outcome is unknown."""
+        # Taken once, atomically: by the thread that goes ahead, or here when nobody waits any
+        # more. A change that came after all would meddle with what the VM's story is by then.
+        leave = [True]
 
         def call(link: VirConnect) -> None:
             domain = find(link, vm)
-            # Nobody waits any more and the VM's story may have gone on: too late to begin.
-            if time.monotonic() >= give_up:
-                raise TimeoutError
+            if not _take(leave):
+                raise LibvirtUnreachable("given up")
             with libvirt_errors(vm, alive=link.isAlive, effect=name):
                 change(domain)
 
         try:
             await self._run(pool, call, deadline)
         except TimeoutError as error:
-            why = f"no answer in {deadline.total_seconds():g} s"
-            raise OutcomeUnknown(vm, name, why) from error
+            if _take(leave):
+                raise LibvirtUnreachable(self._why(deadline)) from error
+            raise OutcomeUnknown(vm, name, self._why(deadline)) from error
+        except asyncio.CancelledError:
+            _take(leave)
+            raise
+
+    def _why(self, deadline: timedelta) -> str:
+        return self._connection.cause or f"no answer in {deadline.total_seconds():g} s"
 
     async def _run(self, pool: Pool, call: Callable[[VirConnect], T], deadline: timedelta) -> T:
         links = self._connection.links()
@@ -279,10 +287,21 @@ class Domains:
                 links.suspect()
                 raise
 
+        # When the link breaks, calls fail by themselves, but for one that is opening a link: that
+        # hangs for as long as libvirtd does.
+        lost = self._connection.lost()
         try:
-            return await pool.run(run, deadline=deadline)
+            return await pool.run(run, deadline=deadline, hurry=lost)
         except NotRun as error:
             raise LibvirtUnreachable(str(error)) from error
+
+
+def _take(leave: list[bool]) -> bool:
+    """Take the leave to go ahead, if nobody has; any thread may try."""
+    try:
+        return leave.pop()
+    except IndexError:
+        return False
 
 
 def _shutdown_methods(link: VirConnect, vm: VmUuid) -> frozenset[ShutdownMethod]:

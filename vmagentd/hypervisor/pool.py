@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_HURRY_S = 1.0
+
 T = TypeVar("T")
 _Job = tuple[Future[Any], "Callable[[int], Any]"]
 
@@ -41,11 +43,18 @@ class Pool:
         self._unfinished: list[Future[Any]] = []
         self._closed = False
 
-    async def run(self, call: Callable[[int], T], *, deadline: timedelta | None = None) -> T:
+    async def run(
+        self,
+        call: Callable[[int], T],
+        *,
+        deadline: timedelta | None = None,
+        hurry: asyncio.Future[None] | None = None,
+    ) -> T:
         """Run `call(n)` in thread number n, from 0, and return what it returns.
 
-        Cancelling the await, or the deadline, does not stop a call that has begun: it goes on
-        in its thread and its result is dropped. One that has not begun never begins.
+        Once *hurry* is done, the call has 1 s left. Cancelling the await, or the deadline, does
+        not stop a call that has begun: it goes on in its thread and its result is dropped. One
+        that has not begun never begins.
 
         Raises:
             NotRun: no thread was free in time, or too many calls wait. Nothing was done.
@@ -55,8 +64,13 @@ class Pool:
         # asyncio's end of the future: filled through call_soon_threadsafe
         result = asyncio.wrap_future(future)
         timeout = None if deadline is None else deadline.total_seconds()
+        hurries = () if hurry is None else (hurry,)
         try:
-            await asyncio.wait((result,), timeout=timeout)
+            await asyncio.wait(
+                (result, *hurries), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if hurry is not None and hurry.done():
+                await asyncio.wait((result,), timeout=_HURRY_S)
         finally:
             if not result.done():
                 self._abandon(future, result)

@@ -1,0 +1,249 @@
+"""Against a real libvirtd, stopped, killed and frozen; and with guests that hang."""
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from tests.component.hypervisor.conftest import Connect
+from tests.component.hypervisor.host import Host, until
+from tests.system.domains import Guests, Spec
+from tests.system.guests import Behaviour
+from tests.system.libvirtd import PrivateLibvirtd
+from vmagentd.errors import (
+    LibvirtInvalidState,
+    LibvirtUnreachable,
+    NoShutdownMethod,
+    OutcomeUnknown,
+    VmNotFound,
+)
+from vmagentd.hypervisor import domains, links
+from vmagentd.hypervisor.domains import ShutdownMethod
+from vmagentd.model import Reason, VmState, VmUuid
+
+pytestmark = pytest.mark.timeout(120)
+
+NOBODY = VmUuid("00000000-0000-4000-8000-000000000000")
+SOON = timedelta(seconds=30)
+
+
+@pytest.fixture
+def quick_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keepalive gives up after 4 s instead of 20."""
+    monkeypatch.setattr(links, "_KEEPALIVE_INTERVAL_S", 1)
+
+
+async def state(host: Host, vm: VmUuid) -> tuple[VmState, Reason]:
+    seen = (await host.domains.look_up(vm)).sighting
+    assert seen is not None
+    return seen.state, seen.reason
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+async def test_libvirtd_goes_and_comes_back(
+    how: str, real: Host, libvirtd: PrivateLibvirtd, guest: Guests
+) -> None:
+    vm = guest()
+    await real.domains.survey()  # opens a link of its own thread
+    await real.until_event(vm.uuid, "STARTED_BOOTED")
+    taken = real.connection.events_taken
+
+    getattr(libvirtd, how)()
+    await until(lambda: not real.connection.connected, "blind")
+    (loss,) = real.witness.losses
+    assert (loss.cause, loss.link) == ("connection closed: end of file", 1)
+    assert real.connection.cause
+    with pytest.raises(LibvirtUnreachable):
+        await real.domains.look_up(VmUuid(vm.uuid))
+
+    libvirtd.start()
+    await real.until_link(2)
+    assert len(real.witness.ups) == 2
+    assert await state(real, VmUuid(vm.uuid)) == (VmState.RUNNING, Reason.BOOTED)
+    assert (await real.domains.survey()).link == 2
+    await real.domains.destroy(VmUuid(vm.uuid))
+    await until(lambda: real.connection.events_taken > taken + 1, "events, registered again")
+    assert [event.number for event in real.witness.events] == list(
+        range(1, real.connection.events_taken + 1)
+    )
+    assert real.witness.kinds(vm.uuid)[-2:] == ["SHUTDOWN_HOST", "STOPPED_DESTROYED"]
+    assert real.witness.losses == [loss]
+
+
+def open_sockets() -> int:
+    links = [file.readlink() for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    return sum(str(link).startswith("socket:") for link in links)
+
+
+async def test_links_do_not_pile_up(real: Host, libvirtd: PrivateLibvirtd) -> None:
+    counts = []
+    for link in (1, 2, 3, 4):
+        await real.until_link(link)
+        await asyncio.gather(*(real.domains.survey() for _ in range(4)))
+        counts.append(open_sockets())
+        libvirtd.kill()
+        await until(lambda: not real.connection.connected, "blind")
+        libvirtd.start()
+    assert max(counts) - min(counts) < 4
+
+
+async def test_saved_memory_is_found_after_libvirtd_forgot_why_the_vm_is_off(
+    real: Host, libvirtd: PrivateLibvirtd, guest: Guests
+) -> None:
+    saved, off = guest(), guest()
+    saved.domain.managedSave()
+    off.domain.destroy()
+    assert await state(real, VmUuid(off.uuid)) == (VmState.STOPPED, Reason.FORCED)
+    libvirtd.stop()
+    libvirtd.start()
+    await real.until_link(2)
+    seen = {vm.vm: vm for vm in (await real.domains.survey()).sightings}
+    for guest_, expected in (
+        (saved, (VmState.SAVED, Reason.SAVED)),
+        (off, (VmState.STOPPED, Reason.UNKNOWN)),
+    ):
+        assert await state(real, VmUuid(guest_.uuid)) == expected
+        assert (seen[VmUuid(guest_.uuid)].state, seen[VmUuid(guest_.uuid)].reason) == expected
+        assert seen[VmUuid(guest_.uuid)].raw.minor == libvirt.VIR_DOMAIN_SHUTOFF_UNKNOWN
+    # discards the saved memory: boots
+    await real.domains.start(
+        VmUuid(saved.uuid), paused=True, discard_saved_state=True, deadline=SOON
+    )
+    assert await state(real, VmUuid(saved.uuid)) == (VmState.PAUSED, Reason.PAUSED_BY_USER)
+    assert not saved.domain.hasManagedSaveImage()
+
+
+@pytest.mark.usefixtures("quick_keepalive")
+async def test_a_frozen_libvirtd(connect: Connect, libvirtd: PrivateLibvirtd) -> None:
+    async with connect(libvirtd.uri) as host:
+        await until(lambda: host.connection.connected, "connected")
+
+        def eight_calls() -> list[Awaitable[object]]:
+            return [host.domains.survey() for _ in range(4)] + [
+                host.domains.destroy(NOBODY) for _ in range(4)
+            ]
+
+        await asyncio.gather(*eight_calls(), return_exceptions=True)  # opens some links
+        libvirtd.freeze()
+        try:
+            answers = await asyncio.gather(*eight_calls(), return_exceptions=True)
+            assert {type(answer) for answer in answers} == {LibvirtUnreachable}
+            await until(lambda: not host.connection.connected, "blind")
+            assert host.witness.losses[0].cause == "connection closed: keepalive timeout"
+        finally:
+            libvirtd.thaw()
+        await host.until_link(2)
+        await host.domains.survey()
+
+
+async def test_a_start_that_was_given_up_does_not_come_later(
+    real: Host, libvirtd: PrivateLibvirtd, guest: Guests
+) -> None:
+    vm = VmUuid(guest(running=False).uuid)
+    libvirtd.freeze()
+    try:
+        with pytest.raises(LibvirtUnreachable):
+            await real.domains.start(
+                vm, paused=False, discard_saved_state=False, deadline=timedelta(seconds=0.3)
+            )
+    finally:
+        libvirtd.thaw()
+    # the same thread, so after the call that was given up
+    with pytest.raises(VmNotFound):
+        await real.domains.start(NOBODY, paused=False, discard_saved_state=False, deadline=SOON)
+    assert (await state(real, vm))[0] is VmState.STOPPED
+
+
+async def test_closing_does_not_wait_for_a_frozen_libvirtd(
+    connect: Connect, libvirtd: PrivateLibvirtd
+) -> None:
+    try:
+        async with connect(libvirtd.uri) as host:
+            await until(lambda: host.connection.connected, "connected")
+            libvirtd.freeze()
+            began = time.monotonic()
+        assert time.monotonic() - began < 3
+    finally:
+        libvirtd.thaw()
+
+
+async def test_a_libvirtd_that_dies_during_a_change(
+    real: Host, libvirtd: PrivateLibvirtd, guest: Guests
+) -> None:
+    vm = guest()
+    vm.signal(signal.SIGSTOP)  # so that destroy takes its 10 s
+    destroying = asyncio.create_task(real.domains.destroy(VmUuid(vm.uuid)))
+    await until(
+        lambda: any(thread.name == "libvirt-kill-0" for thread in threading.enumerate()),
+        "the destroy under way",
+    )
+    await until(lambda: not destroying.done() and busy(libvirtd, vm.name), "QEMU told to end")
+    libvirtd.kill()
+    with pytest.raises(OutcomeUnknown):
+        await destroying
+    vm.signal(signal.SIGCONT)
+    libvirtd.start()
+    await real.until_link(2)
+
+
+def busy(libvirtd: PrivateLibvirtd, name: str) -> bool:
+    """Whether QEMU has a SIGTERM waiting for it."""
+    with open(f"/proc/{libvirtd.qemu_pid(name)}/status", encoding="ascii") as status:  # noqa: PTH123
+        pending = {line.split()[0]: int(line.split()[1], 16) for line in status if "Pnd:" in line}
+    return bool(pending["ShdPnd:"] & 1 << (signal.SIGTERM - 1))
+
+
+async def test_how_a_guest_is_asked_to_shut_down(real: Host, guest: Guests) -> None:
+    obedient, deaf = guest(), guest(Spec(acpi=False))
+    agentless = guest(Spec(agent=True))  # a channel, and nobody at its other end
+    assert await real.domains.shutdown(VmUuid(obedient.uuid)) is ShutdownMethod.ACPI
+    assert await real.domains.shutdown(VmUuid(agentless.uuid)) is ShutdownMethod.ACPI
+    with pytest.raises(NoShutdownMethod):
+        await real.domains.shutdown(VmUuid(deaf.uuid))
+    for vm in (obedient, agentless):
+        await real.until_event(vm.uuid, "STOPPED_SHUTDOWN")
+    with pytest.raises(LibvirtInvalidState):
+        await real.domains.shutdown(VmUuid(obedient.uuid))
+
+
+@pytest.mark.usefixtures("quick_keepalive")
+async def test_guests_that_hang_delay_nobody_else(
+    connect: Connect, libvirtd: PrivateLibvirtd, guest: Guests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libvirtd reads nothing more from a link with five calls under way, not even keepalive."""
+    monkeypatch.setattr(domains, "_PRESS_DEADLINE", timedelta(seconds=6))
+    async with connect(libvirtd.uri) as host:
+        await until(lambda: host.connection.connected, "connected")
+        hanging = [guest(Spec(Behaviour.DEAF)) for _ in range(6)]
+        healthy = guest()
+        for vm in hanging:
+            vm.signal(signal.SIGSTOP)
+        presses = [asyncio.create_task(host.domains.shutdown(VmUuid(vm.uuid))) for vm in hanging]
+        began = time.monotonic()
+        assert await host.domains.shutdown(VmUuid(healthy.uuid)) is ShutdownMethod.ACPI
+        assert len((await host.domains.survey()).sightings) == 7
+        await host.until_event(healthy.uuid, "STOPPED_SHUTDOWN")
+        await host.domains.start(
+            VmUuid(healthy.uuid), paused=False, discard_saved_state=False, deadline=SOON
+        )
+        assert time.monotonic() - began < 5
+        # longer than keepalive's patience: not a link was cut off
+        answers = await asyncio.gather(*presses, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {OutcomeUnknown}
+        assert host.witness.losses == []
+        for vm in hanging:
+            vm.signal(signal.SIGCONT)
+
+
+@pytest.fixture(autouse=True)
+def _libvirtd_runs(libvirtd: PrivateLibvirtd) -> Iterator[None]:
+    """Leaves libvirtd running for the next test, whatever this one did to it."""
+    yield
+    if not libvirtd._pid:
+        libvirtd.start()
