@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         Transition,
         Vm,
     )
-    from vmagentd.operations import Operations
+    from vmagentd.operations.engine import Operations
     from vmagentd.watch import Watch
 
     _Context = aio.ServicerContext[Any, Any]

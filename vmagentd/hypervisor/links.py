@@ -42,11 +42,12 @@ _CLOSE_REASONS = {
 }
 
 
-def _lifecycle(event: int, detail: int) -> tuple[EventKind, RawPair]:
-    return event_kind(event, detail), RawPair(event, detail)
+def _lifecycle(link: VirConnect, event: int, detail: int) -> tuple[EventKind, RawPair]:
+    says_resumed = link.getType() == "QEMU"  # known since the open: no call to libvirtd
+    return event_kind(event, detail, says_resumed=says_resumed), RawPair(event, detail)
 
 
-def _reboot() -> tuple[EventKind, RawPair]:
+def _reboot(_link: VirConnect) -> tuple[EventKind, RawPair]:
     # not a lifecycle event, so no event number of those; they begin at 0
     return EventKind.REBOOT, RawPair(-1, 0)
 
@@ -183,9 +184,9 @@ def _dispatcher(
     on_event: Callable[[VirDomain, EventKind, RawPair], None],
     on_raise: Callable[[BaseException], None],
 ) -> Callable[..., None]:
-    def dispatch(_link: VirConnect, domain: VirDomain, *said: Any) -> None:  # noqa: ANN401
+    def dispatch(link: VirConnect, domain: VirDomain, *said: Any) -> None:  # noqa: ANN401
         try:
-            on_event(domain, *meaning(*said[:-1]))  # the last is libvirt's opaque
+            on_event(domain, *meaning(link, *said[:-1]))  # the last is libvirt's opaque
         except BaseException as error:  # noqa: BLE001  (control leaves our code here)
             on_raise(error)
 

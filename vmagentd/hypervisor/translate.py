@@ -203,10 +203,20 @@ _EXHAUSTED = frozenset({
 })  # fmt: skip
 
 
-def event_kind(event: int, detail: int) -> EventKind:
-    """Return what a lifecycle event means; UNRECOGNIZED for numbers newer than this table."""
+def event_kind(event: int, detail: int, *, says_resumed: bool = True) -> EventKind:
+    """Return what a lifecycle event means; UNRECOGNIZED for numbers newer than this table.
+
+    Args:
+        event: libvirt's number of the event.
+        detail: libvirt's number of its detail.
+        says_resumed: whether the driver says RESUMED when the guest of a start runs. QEMU's
+            does, before STARTED, so one without it was started paused. Others say STARTED alone.
+    """
     details = EVENTS.get(event, ())
-    return details[detail] if 0 <= detail < len(details) else EventKind.UNRECOGNIZED
+    kind = details[detail] if 0 <= detail < len(details) else EventKind.UNRECOGNIZED
+    if kind is EventKind.STARTED_BOOTED and not says_resumed:
+        return EventKind.STARTED_RUNNING
+    return kind
 
 
 def state_and_reason(state: int, reason: int) -> tuple[VmState, Reason]:

@@ -106,14 +106,15 @@ class Journal:
         """Hand over a fact. From any thread; returns at once, before it is durable."""
         self._writer.put(Entry(fact))
 
-    async def append(self, fact: Fact) -> None:
-        """Hand over a fact. Durable on return, and shown in `vms` and `head`.
+    def submit(self, fact: Fact) -> asyncio.Future[None]:
+        """Hand over a fact; the future is done once it is durable and shown.
 
-        Cancelling the await does not take the fact back.
+        On return it has its place in the order: whatever libvirt says from now on comes after it.
+        Cancelling the future does not take it back.
 
         Raises:
             ShuttingDown: the journal is being closed.
-            JournalUnwritable: it was not committed.
+            JournalUnwritable: by the future: it was not committed.
         """
         if self._closing:
             raise ShuttingDown
@@ -121,7 +122,11 @@ class Journal:
         self._waiting.add(done)
         done.add_done_callback(self._waiting.discard)
         self._writer.put(Entry(fact, done))
-        await asyncio.shield(done)
+        return done
+
+    async def append(self, fact: Fact) -> None:
+        """Hand over a fact. Durable and shown on return; see `submit`."""
+        await self.submit(fact)
 
     async def follow(self, after: Revision) -> AsyncIterator[tuple[Transition, ...]]:
         """Yield all transitions after *after*, in order, for ever, as many at once as there are.

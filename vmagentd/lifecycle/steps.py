@@ -155,7 +155,8 @@ def on_operation(vm: Vm, operation: Operation, *, time: datetime) -> Change | No
 
 def _start_error(vm: Vm, operation: Operation, time: datetime) -> StartError | None:
     failure = operation.failure
-    if failure is None or failure.error != "StartFailed":
+    by_libvirt = failure is not None and "libvirt_code" in failure.facts
+    if failure is None or not by_libvirt or not isinstance(operation.parameters, StartParameters):
         return vm.last_start_error
     return StartError(
         libvirt_code=int(failure.facts["libvirt_code"]),

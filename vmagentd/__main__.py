@@ -1,0 +1,122 @@
+"""The `vmagentd` command: arguments → settings → log → run.
+
+Exit codes: 0 ended by a signal or nothing to do, 1 cannot run or had a fault, 2 wrong arguments,
+78 wrong settings (EX_CONFIG of sysexits.h: a restart would not help).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmagentd import config, logs
+from vmagentd.errors import ConfigError, StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = logging.getLogger(__name__)
+
+_EX_CONFIG = 78
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = vars(_parser().parse_args(arguments))
+    file, check = options.pop("config"), options.pop("check_config")
+    try:
+        settings = config.load(file, options)
+    except ConfigError as error:
+        print(f"vmagentd: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
+        return _EX_CONFIG
+    if check:
+        print(f"{file or config.DEFAULT_FILE}: no problem found")  # noqa: T201 - what was asked for
+        return 0
+    logs.set_up(settings.log_level)
+    return _run(settings)
+
+
+def _run(settings: config.Config) -> int:
+    # read by gRPC as it is imported: we never fork, and its own lines are none of ours
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from vmagentd import daemon  # noqa: PLC0415 - imports gRPC
+
+    # Events are taken in a thread of libvirt's, which needs the interpreter a few times for each.
+    # While the loop is busy it gets it at this interval; with the default 5 ms it fell behind at
+    # 200 events a second (measured).
+    sys.setswitchinterval(0.0005)
+    code = 0
+    try:
+        asyncio.run(daemon.run(settings))
+    except* StartupError as refusals:
+        code = 1
+        for refusal in _leaves(refusals):
+            log.error("%s", refusal)  # noqa: TRY400 - the sentence says it all
+    except* Exception as faults:
+        code = 1
+        log.critical("ended by a fault", exc_info=faults)
+    return code
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """Return the errors in *group*, however deep."""
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return leaves
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vmagentd",
+        description="Journals every state change of this host's VMs, and starts, stops and "
+        "watches them for clients over gRPC.",
+        argument_default=argparse.SUPPRESS,
+    )
+    defaults = config.Config()
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=None,
+        help=f"settings (default: {config.DEFAULT_FILE}, if it is there)",
+    )
+    parser.add_argument(
+        "--libvirt-uri",
+        metavar="URI",
+        help=f"the libvirt to connect to (default: {defaults.libvirt_uri})",
+    )
+    parser.add_argument(
+        "--socket",
+        metavar="PATH",
+        help=f"Unix socket to serve clients on (default: {defaults.socket})",
+    )
+    parser.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        help=f"directory of the journal (default: {defaults.state_dir})",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=["debug", "info", "warning", "error"],
+        help=f"least severity that is logged (default: {defaults.log_level})",
+    )
+    parser.add_argument(
+        "--check-config",
+        action="store_true",
+        default=False,
+        help="check the settings, say what is wrong with them, and end",
+    )
+    parser.add_argument("--version", action="version", version=f"vmagentd {version('vmagentd')}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""What libvirt says and answers: the facts that transitions are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import auto
+
+from vmagentd.model.names import Name, VmUuid
+from vmagentd.model.vm import RawPair, Reason, Source, VmState
+
+
+class EventKind(Name):
+    """libvirt's lifecycle events with their details, and those other events that we take."""
+
+    DEFINED = auto()
+    DEFINED_RENAMED = auto()
+    UNDEFINED = auto()
+    UNDEFINED_RENAMED = auto()
+    # QEMU: the process is set up; RESUMED, which comes first, tells that the guest runs
+    STARTED_BOOTED = auto()
+    # drivers that say no RESUMED at a start (libvirt's test driver): the guest runs
+    STARTED_RUNNING = auto()
+    STARTED_MIGRATED = auto()
+    STARTED_RESTORED = auto()
+    STARTED_FROM_SNAPSHOT = auto()
+    STARTED_WAKEUP = auto()
+    SUSPENDED_PAUSED = auto()
+    SUSPENDED_MIGRATED = auto()
+    SUSPENDED_IOERROR = auto()
+    SUSPENDED_WATCHDOG = auto()
+    SUSPENDED_RESTORED = auto()
+    SUSPENDED_FROM_SNAPSHOT = auto()
+    SUSPENDED_API_ERROR = auto()
+    SUSPENDED_POSTCOPY = auto()
+    SUSPENDED_POSTCOPY_FAILED = auto()
+    RESUMED_UNPAUSED = auto()
+    RESUMED_MIGRATED = auto()
+    RESUMED_FROM_SNAPSHOT = auto()
+    RESUMED_POSTCOPY = auto()
+    RESUMED_POSTCOPY_FAILED = auto()
+    STOPPED_SHUTDOWN = auto()
+    STOPPED_DESTROYED = auto()
+    STOPPED_CRASHED = auto()
+    STOPPED_MIGRATED = auto()
+    STOPPED_SAVED = auto()
+    STOPPED_FAILED = auto()
+    STOPPED_FROM_SNAPSHOT = auto()
+    SHUTDOWN_GUEST = auto()
+    SHUTDOWN_HOST = auto()
+    PMSUSPENDED_MEMORY = auto()
+    PMSUSPENDED_DISK = auto()
+    CRASHED_PANICKED = auto()
+    CRASHED_CRASHLOADED = auto()
+    # not a lifecycle event in libvirt's sense: its own event number, no detail
+    REBOOT = auto()
+    # a number this daemon does not know; `Event.raw` has it
+    UNRECOGNIZED = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something libvirt said happened to a VM. A fact of history."""
+
+    # counts the events taken by this process, from 1: a query that began at n knows nothing
+    # of later ones
+    number: int
+    vm: VmUuid
+    name: str
+    kind: EventKind
+    raw: RawPair
+    # None where libvirt said -1, which proves nothing: it does so for some stops only
+    run_id: int | None
+    # host clock, UTC, taken in the callback
+    observe_time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """One VM as a query found it. A fact of now."""
+
+    vm: VmUuid
+    name: str
+    state: VmState
+    reason: Reason
+    raw: RawPair
+    active: bool
+    persistent: bool
+    run_id: int | None
+    vcpus: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """The answer of one complete listing: VMs that are not in it are not in libvirt."""
+
+    sightings: tuple[Sighting, ...]
+    # VMs that are there and could not be read: neither seen nor missing
+    unreadable: tuple[VmUuid, ...] = ()
+    # number of the last event taken before the query began
+    after_event: int
+    begin_time: datetime
+    # number of the link that it went through
+    link: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """The answer of one look-up: `sighting` is None if libvirt does not know the VM."""
+
+    vm: VmUuid
+    sighting: Sighting | None
+    after_event: int
+    begin_time: datetime
+    # why it was asked: OPERATION if an operation did, else SURVEY
+    source: Source = Source.SURVEY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkLost:
+    """libvirt cannot be asked from this time on."""
+
+    time: datetime
+    cause: str
+    # links are counted from 1; 0: there was none yet
+    link: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HypervisorFacts:
+    """What the present connection says of itself; sizes of the host as libvirt counts them."""
+
+    libvirt_version: str
+    hypervisor_version: str
+    host_cpus: int
+    host_memory_bytes: int

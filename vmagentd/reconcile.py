@@ -1,0 +1,109 @@
+"""Keeps the journal in line with libvirt where no event does.
+
+Asks libvirt for all VMs when a link comes up, then every so often, and for one VM whenever a fact
+left a doubt. Runs on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, Never
+
+from vmagentd.errors import HypervisorError, LibvirtUnreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from datetime import timedelta
+
+    from vmagentd.journal.store import Journal
+    from vmagentd.model import Query, Survey, VmUuid
+
+log = logging.getLogger(__name__)
+
+# After a survey or a query that failed though the link is up.
+_RETRY_S: Final = 1.0
+# Queries about single VMs that wait for libvirt at once.
+_QUERIES: Final = 4
+
+
+class Surveys:
+    """The surveys and queries that nobody asked for."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        survey: Callable[[], Awaitable[Survey]],
+        look_up: Callable[[VmUuid], Awaitable[Query]],
+        interval: timedelta,
+    ) -> None:
+        """Prepare; `run` does the work.
+
+        Args:
+            journal: where the answers go.
+            survey: asks libvirt for all VMs.
+            look_up: asks libvirt for one.
+            interval: longest time between two surveys.
+        """
+        self._journal = journal
+        self._survey = survey
+        self._look_up = look_up
+        self._interval_s = interval.total_seconds()
+        self._wanted = asyncio.Event()
+        self._slots = asyncio.Semaphore(_QUERIES)
+        self._asking: set[VmUuid] = set()
+        # set once a survey of this daemon's is committed
+        self.first_done = asyncio.Event()
+
+    def want(self) -> None:
+        """Ask for all VMs now: a link came up."""
+        self._wanted.set()
+
+    async def run(self) -> Never:
+        """Survey and settle doubts for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._settle_doubts(tasks), name="doubts")
+            await self._survey_for_ever()
+
+    async def _survey_for_ever(self) -> Never:
+        wait_s = self._interval_s
+        while True:
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._wanted.wait()
+            except TimeoutError:
+                pass
+            self._wanted.clear()
+            wait_s = self._interval_s
+            try:
+                await self._journal.append(await self._survey())
+            except LibvirtUnreachable:
+                continue  # `want` comes with the next link
+            except HypervisorError as error:
+                log.warning("survey failed, next try in %g s: %s", _RETRY_S, error)
+                wait_s = _RETRY_S
+            else:
+                self.first_done.set()
+
+    async def _settle_doubts(self, tasks: asyncio.TaskGroup) -> Never:
+        while True:
+            changed = self._journal.changed
+            for vm in self._journal.take_doubts() - self._asking:
+                self._asking.add(vm)
+                tasks.create_task(self._settle(vm), name=f"doubt {vm}")
+            await changed.wait()
+
+    async def _settle(self, vm: VmUuid) -> None:
+        """Ask about *vm*. An event younger than the answer brings the doubt back by itself."""
+        try:
+            async with self._slots:
+                query = await self._look_up(vm)
+            self._asking.discard(vm)
+            await self._journal.append(query)
+        except LibvirtUnreachable:
+            pass  # the survey after the next connect settles it
+        except HypervisorError as error:
+            log.warning("VM %s: query failed, left to the next survey: %s", vm, error)
+        finally:
+            self._asking.discard(vm)
