@@ -289,7 +289,7 @@ def _operate(
 ) -> ExitCode:
     """Start or stop VMs, each by a copy of *request*."""
     path = common.path(target)
-    operations = Operations(common.form(output), path, commands.now)
+    operations = Operations(common.form(output), path)
     leaving.on_interrupt(operations.last_words)
     return asyncio.run(commands.operate(path, operations, vms, request))
 

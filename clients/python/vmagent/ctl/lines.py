@@ -6,19 +6,17 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from vmagent.ctl.vms import definition_size, name_of, styled_state
+from vmagent.ctl.vms import definition_size, name_of, state_and_reason, styled_state
 from vmagent.ctl.words import (
     NOTHING,
-    clock,
     fine_clock,
     initiator_words,
+    length,
     moment_of,
     phase_word,
     plain,
-    reason_words,
     short,
     source_word,
-    span,
     value_name,
 )
 from vmagent.v1.transition_pb2 import TransitionKind
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
 
 _REVISION_WIDTH = 7
 _NAME_WIDTH = 16
+_DATE_LENGTH = len("2026-01-31 ")
 
 
 def transition_line(transition: Transition) -> Text:
@@ -46,10 +45,16 @@ def transition_line(transition: Transition) -> Text:
     if transition.source:
         line.append(f"  [{source_word(transition.source)}]", style="dim")
     if transition.late:
-        begin, end = transition.earliest_time, transition.time
-        unseen = f"  late: between {clock(begin)} and {clock(end)}"
-        line.append(unseen if transition.HasField("earliest_time") else "  late", style="yellow")
+        line.append(f"  late{_unseen(transition)}", style="yellow")
     return line
+
+
+def _unseen(transition: Transition) -> str:
+    """Return the time in which a late change happened."""
+    if not transition.HasField("earliest_time"):
+        return ""
+    begin, end = fine_clock(transition.earliest_time), fine_clock(transition.time)
+    return f": between {begin} and {end.removeprefix(begin[:_DATE_LENGTH])}"
 
 
 def change(transition: Transition) -> Text:
@@ -83,9 +88,7 @@ def _states(transition: Transition) -> Text:
     text = Text()
     if transition.previous_state:
         text.append_text(styled_state(transition.previous_state)).append(" → ")
-    text.append_text(styled_state(transition.vm.state))
-    reason = reason_words(transition.vm.reason)
-    return text if reason == NOTHING else text.append(f" ({reason})")
+    return text.append_text(state_and_reason(transition.vm))
 
 
 def history_lines(history: ListTransitionsResponse, *, oldest_first: bool) -> Iterator[Text]:
@@ -94,7 +97,7 @@ def history_lines(history: ListTransitionsResponse, *, oldest_first: bool) -> It
     for transition in history.transitions:
         # Before (oldest first) or after the changes that were found when they were over.
         time = moment_of(transition.time)
-        while blind and (_begin(blind[0]) <= time if oldest_first else _begin(blind[0]) > time):
+        while blind and (_begin(blind[0]) < time if oldest_first else _begin(blind[0]) >= time):
             yield blind_line(blind.pop(0))
         yield transition_line(transition)
     yield from map(blind_line, blind)
@@ -108,8 +111,8 @@ def blind_line(interval: BlindInterval) -> Text:
     """Return a time during which libvirt could not be asked."""
     text = f"{'':>{_REVISION_WIDTH}}  {fine_clock(interval.begin_time)}  libvirt "
     if interval.HasField("end_time"):
-        lasted = span(moment_of(interval.end_time) - moment_of(interval.begin_time))
-        text += f"could not be asked until {clock(interval.end_time)} ({lasted})"
+        lasted = moment_of(interval.end_time) - moment_of(interval.begin_time)
+        text += f"could not be asked for {length(lasted)}"
     else:
         text += "cannot be asked since then"
     return Text(f"{text}: {plain(interval.cause)}", style="bold yellow")

@@ -10,13 +10,12 @@ import grpc.aio
 from vmagent.ctl.channel import failure_of
 from vmagent.ctl.failures import ExitCode, Failure, outcome
 from vmagent.ctl.screen import Output, Screen, print_json, tell
-from vmagent.ctl.vms import name_of, styled_state
-from vmagent.ctl.words import age, moment_of, phase_word, plain, reason_words
+from vmagent.ctl.vms import name_of, state_and_reason
+from vmagent.ctl.words import clock, length, moment_of, phase_word, plain
 from vmagent.v1.operation_pb2 import Operation, OperationOutcome, OperationPhase, OperationVerb
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable
-    from datetime import datetime
     from pathlib import Path
 
     from rich.text import Text
@@ -43,8 +42,8 @@ _ENDED = {
 class Operations:
     """Carries out one verb on several VMs and prints what happens."""
 
-    def __init__(self, output: Output, path: Path, now: Callable[[], datetime]) -> None:
-        self._output, self._path, self._now = output, path, now
+    def __init__(self, output: Output, path: Path) -> None:
+        self._output, self._path = output, path
         self._screen = Screen()
         self._open: dict[str, Operation] = {}  # by what the user called the VM
         self._told: set[str] = set()
@@ -115,7 +114,7 @@ class Operations:
             if step.phase not in _ENDED:
                 self._screen.line((f"{name}: ", "bold"), step_words(step, operation))
         if operation.phase == OperationPhase.OPERATION_PHASE_SUCCEEDED:
-            self._screen.line((f"{name}: ", "bold"), result(response, self._now()))
+            self._screen.line((f"{name}: ", "bold"), result(response))
 
     def _lost(self, operation: Operation) -> Failure:
         verb = "start" if operation.verb == OperationVerb.OPERATION_VERB_START else "stop"
@@ -146,14 +145,14 @@ def step_words(step: OperationStep, operation: Operation) -> str:
     return f"{words} (attempt {step.attempt})" if step.attempt > 1 else words
 
 
-def result(response: Step, now: datetime) -> Text:
+def result(response: Step) -> Text:
     """Return how an operation succeeded: the state that holds now, and since when."""
     operation, vm = response.operation, response.vm
-    text = styled_state(vm.state).append(f" ({reason_words(vm.reason)})")
+    text = state_and_reason(vm)
     if operation.outcome == OperationOutcome.OPERATION_OUTCOME_ALREADY_DONE:
-        since = f" for {age(vm.state_time, now)}" if vm.HasField("state_time") else ""
+        since = f" since {clock(vm.state_time)}" if vm.HasField("state_time") else ""
         return text.append(f" already{since}, nothing was done")
     if operation.HasField("end_time"):
         took = moment_of(operation.end_time) - moment_of(operation.accept_time)
-        text.append(f" after {took.total_seconds():.3f} s")
+        text.append(f" after {length(took)}")
     return text

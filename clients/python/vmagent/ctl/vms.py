@@ -48,6 +48,13 @@ def styled_state(state: VmState.ValueType) -> Text:
     return Text(state_word(state), style=_STYLES.get(state, ""))
 
 
+def state_and_reason(vm: Vm) -> Text:
+    """Return a VM's state, and why it is in it if that is known."""
+    reason = reason_words(vm.reason)
+    state = styled_state(vm.state)
+    return state if reason == NOTHING else state.append(f" ({reason})")
+
+
 def name_of(vm: Vm) -> str:
     """Return what a VM is called; a VM without a name by its UUID."""
     return plain(vm.name or vm.uuid)
@@ -122,7 +129,7 @@ def print_page(screen: Screen, vm: Vm, link: Link, now: datetime) -> None:
 def _facts(vm: Vm, now: datetime) -> Iterator[tuple[str, str | Text]]:
     yield "Name", plain(vm.name)
     yield "UUID", plain(vm.uuid)
-    yield "State", styled_state(vm.state).append(f" ({reason_words(vm.reason)})")
+    yield "State", state_and_reason(vm)
     if vm.HasField("state_time"):
         yield "Since", ago(vm.state_time, now)
     if vm.late:

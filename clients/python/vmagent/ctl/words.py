@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NOTHING = "-"
 _KIBI = 1024
+_MINUTE = timedelta(minutes=1)
 _HOURS_MATTER_DAYS = 10
 _WORD_START = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
@@ -119,6 +120,11 @@ def span(interval: timedelta) -> str:
     if minutes:
         return f"{minutes}m{seconds % 60}s" if seconds % 60 else f"{minutes}m"
     return f"{seconds}s"
+
+
+def length(interval: timedelta) -> str:
+    """Return a length of time as exactly as it matters: `0.012 s`, `3h12m`."""
+    return f"{interval.total_seconds():.3f} s" if interval < _MINUTE else span(interval)
 
 
 def size(count: int) -> str:
