@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from vmagentd.model import HypervisorFacts
 
-    from .links import VirDomain
+    from .events import VirDomain
 
 log = logging.getLogger(__name__)
 
@@ -166,9 +166,9 @@ class Connection:
     def _connect(self, life: _Life) -> Links:
         """Open the links; in a `libvirt-link` thread."""
 
-        def event(domain: VirDomain, kind: EventKind, raw: RawPair) -> None:
+        def event(domain: VirDomain, kind: EventKind, raw: RawPair, monitored: bool) -> None:  # noqa: FBT001 - a callback
             if life.listening:
-                self._take(domain, kind, raw)
+                self._take(domain, kind, raw, monitored=monitored)
 
         def closed(cause: str) -> None:
             self._on_loop(self._broken, life, _now(), cause)
@@ -181,7 +181,7 @@ class Connection:
             links.close()
         return links
 
-    def _take(self, domain: VirDomain, kind: EventKind, raw: RawPair) -> None:
+    def _take(self, domain: VirDomain, kind: EventKind, raw: RawPair, *, monitored: bool) -> None:
         """Number and record an event; in the `libvirt-events` thread. UUID, name, id are local."""
         number = self.events_taken + 1
         run_id = domain.ID()
@@ -194,6 +194,7 @@ class Connection:
                 raw=raw,
                 run_id=None if run_id == -1 else run_id,
                 observe_time=_now(),
+                monitored=monitored,
             )
         )
         self.events_taken = number

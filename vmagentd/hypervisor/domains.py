@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from vmagentd.model import Sighting
 
     from .connection import Connection
-    from .links import VirConnect, VirDomain
+    from .events import VirConnect, VirDomain
 
 T = TypeVar("T")
 

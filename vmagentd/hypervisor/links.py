@@ -16,21 +16,19 @@ Runs in the pools' threads, never on the event loop. It never reconnects the eve
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import libvirt
 
 from vmagentd.errors import LibvirtUnreachable
-from vmagentd.model import EventKind, HypervisorFacts, RawPair
+from vmagentd.model import HypervisorFacts
 
-from .translate import event_kind
+from .events import Subscription, VirConnect, VirDomain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# libvirt-python has no types of its own
-VirConnect: TypeAlias = Any
-VirDomain: TypeAlias = Any
+    from vmagentd.model import EventKind, RawPair
 
 _KEEPALIVE_INTERVAL_S, _KEEPALIVE_COUNT = 5, 3  # cut off after 20 s of silence
 _NO_SUPPORT = 3
@@ -42,23 +40,6 @@ _CLOSE_REASONS = {
 }
 
 
-def _lifecycle(link: VirConnect, event: int, detail: int) -> tuple[EventKind, RawPair]:
-    says_resumed = link.getType() == "QEMU"  # known since the open: no call to libvirtd
-    return event_kind(event, detail, says_resumed=says_resumed), RawPair(event, detail)
-
-
-def _reboot(_link: VirConnect) -> tuple[EventKind, RawPair]:
-    # not a lifecycle event, so no event number of those; they begin at 0
-    return EventKind.REBOOT, RawPair(-1, 0)
-
-
-# The events we take, each with what it means by what libvirt says beside the domain.
-_EVENTS: tuple[tuple[int, Callable[..., tuple[EventKind, RawPair]]], ...] = (
-    (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, _lifecycle),
-    (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, _reboot),
-)
-
-
 class Links:
     """Open links to one libvirt."""
 
@@ -66,7 +47,7 @@ class Links:
         self,
         uri: str,
         *,
-        on_event: Callable[[VirDomain, EventKind, RawPair], None],
+        on_event: Callable[[VirDomain, EventKind, RawPair, bool], None],
         on_close: Callable[[str], None],
         on_raise: Callable[[BaseException], None],
     ) -> None:
@@ -74,7 +55,8 @@ class Links:
 
         Args:
             uri: libvirt's connection URI.
-            on_event: called in the `libvirt-events` thread with each event.
+            on_event: called in the `libvirt-events` thread with each event, and whether QEMU's
+                own events are heard too.
             on_close: called with the cause when the events link is found broken, perhaps more
                 than once, in whichever thread finds it.
             on_raise: called with what `on_event` raises; libvirt-python would print it and go on.
@@ -88,16 +70,12 @@ class Links:
         self._shared = uri.partition(":")[0] == "test"
         self._closed = False
         self._on_close = on_close
-        self._callbacks: list[int] = []
+        self._subscription: Subscription | None = None
         try:
             self._events = _open(uri)
             self.facts = _facts(self._events)
             _register_close(self._events, on_close)
-            for number, meaning in _EVENTS:
-                dispatch = _dispatcher(meaning, on_event, on_raise)
-                self._callbacks.append(
-                    self._events.domainEventRegisterAny(None, number, dispatch, None)
-                )
+            self._subscription = Subscription(self._events, on_event=on_event, on_raise=on_raise)
         except libvirt.libvirtError as error:
             self.close()
             raise LibvirtUnreachable(_text(error)) from error
@@ -148,9 +126,8 @@ class Links:
             return
         with suppress(libvirt.libvirtError):
             events.unregisterCloseCallback()
-        for callback in self._callbacks:
-            with suppress(libvirt.libvirtError):  # a dead link; its callbacks are freed anyway
-                events.domainEventDeregisterAny(callback)
+        if self._subscription is not None:
+            self._subscription.end()
         self._own.clear()
 
 
@@ -177,20 +154,6 @@ def _pass_unsupported(error: libvirt.libvirtError) -> None:
     """Embedded drivers have no socket that could break."""
     if error.get_error_code() != _NO_SUPPORT:
         raise error
-
-
-def _dispatcher(
-    meaning: Callable[..., tuple[EventKind, RawPair]],
-    on_event: Callable[[VirDomain, EventKind, RawPair], None],
-    on_raise: Callable[[BaseException], None],
-) -> Callable[..., None]:
-    def dispatch(link: VirConnect, domain: VirDomain, *said: Any) -> None:  # noqa: ANN401
-        try:
-            on_event(domain, *meaning(link, *said[:-1]))  # the last is libvirt's opaque
-        except BaseException as error:  # noqa: BLE001  (control leaves our code here)
-            on_raise(error)
-
-    return dispatch
 
 
 def _facts(link: VirConnect) -> HypervisorFacts:

@@ -19,7 +19,7 @@ from .translate import libvirt_errors, state_and_reason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .links import VirConnect, VirDomain
+    from .events import VirConnect, VirDomain
 
 # One reply of libvirtd holds the statistics of 4096 domains at most.
 _CHUNK = 1000

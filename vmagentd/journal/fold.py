@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from vmagentd.lifecycle.events import on_event
 from vmagentd.lifecycle.sightings import confirm, on_absence, on_sighting
 from vmagentd.lifecycle.steps import on_operation
+from vmagentd.lifecycle.trails import NO_TRAIL, TRACES, Trail, follow
 from vmagentd.model import (
     Event,
     Link,
@@ -64,6 +65,8 @@ class Fold:
         self._vms = {vm.uuid: vm for vm in vms}
         # those under way; at most one per VM
         self._operations = {operation.vm: operation for operation in operations}
+        # what was heard of each active VM's hypervisor process
+        self._trails: dict[VmUuid, Trail] = {}
         # number of the last event of each VM: a query that began before it knows less
         self._last_event: dict[VmUuid, int] = {}
         # the youngest link that was lost: a survey that went through it ends no blindness
@@ -92,9 +95,20 @@ class Fold:
         self._vms |= batch.vms
 
     def _on_event(self, event: Event, batch: Batch) -> None:
+        operation = self._operations.get(event.vm)
+        trail = self._trails.get(event.vm, NO_TRAIL)
+        if event.kind in TRACES:
+            self._trails[event.vm] = follow(trail, event, operation)
+            return
         self._last_event[event.vm] = event.number
-        verdict = on_event(self._vm(event.vm, batch), event, self._operations.get(event.vm))
+        before = self._vm(event.vm, batch)
+        verdict = on_event(before, event, operation, trail)
         for change in verdict.changes:
+            if not change.vm.active:
+                self._trails.pop(event.vm, None)
+            elif before is None or change.vm.incarnation != before.incarnation:
+                self._trails[event.vm] = Trail(whole=event.monitored)
+
             self._append(batch, change, event.observe_time, Source.EVENT, raw_event=event.raw)
         if verdict.doubt:
             batch.doubts.add(event.vm)
@@ -135,6 +149,7 @@ class Fold:
 
     def _on_link_lost(self, lost: LinkLost, batch: Batch) -> None:
         self._lost_link = max(self._lost_link, lost.link)
+        self._trails.clear()  # from here on something may go unheard
         if batch.link.connected:
             batch.link = replace(
                 batch.link, connected=False, blind_since=lost.time, cause=lost.cause

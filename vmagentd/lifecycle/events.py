@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from vmagentd.lifecycle.moves import Change, To, Verdict, move
+from vmagentd.lifecycle.trails import NO_TRAIL, TRACES, Trail, who_reset
 from vmagentd.model import (
     UNKNOWN_INITIATOR,
     Event,
@@ -86,6 +87,8 @@ def _runs_on(reason: Reason, *, from_off: Reason) -> dict[Standing, To]:
     }
 
 
+_NOTHING: Mapping[Standing, To] = MappingProxyType({})
+
 EVENTS: Mapping[EventKind, Mapping[Standing, To]] = MappingProxyType({
     EventKind.STARTED_BOOTED: _row(VmState.STARTING, Reason.STARTING_UP, _OFF),
     EventKind.STARTED_RUNNING: _row(VmState.RUNNING, Reason.BOOTED, _OFF, _COMING),
@@ -134,10 +137,12 @@ EVENTS: Mapping[EventKind, Mapping[Standing, To]] = MappingProxyType({
     EventKind.REBOOT: _row(VmState.RUNNING, Reason.RESTARTED_AFTER_PANIC, _DEAD),
     EventKind.UNRECOGNIZED: _row(VmState.UNRECOGNIZED, Reason.UNKNOWN),
     # a definition is not a state, see `_on_definition_event`
-    EventKind.DEFINED: {},
-    EventKind.DEFINED_RENAMED: {},
-    EventKind.UNDEFINED: {},
-    EventKind.UNDEFINED_RENAMED: {},
+    EventKind.DEFINED: _NOTHING,
+    EventKind.DEFINED_RENAMED: _NOTHING,
+    EventKind.UNDEFINED: _NOTHING,
+    EventKind.UNDEFINED_RENAMED: _NOTHING,
+    # traces tell who, not what, see `trails`
+    **dict.fromkeys(TRACES, _NOTHING),
 })  # fmt: skip
 
 # RUNNING for what reason, once a guest that was COMING for that reason runs.
@@ -173,8 +178,19 @@ _DOUBTFUL = frozenset({
 })  # fmt: skip
 
 
-def on_event(vm: Vm | None, event: Event, operation: Operation | None) -> Verdict:
-    """Return what *event* makes of *vm* while *operation*, if any, is being carried out on it."""
+def on_event(
+    vm: Vm | None, event: Event, operation: Operation | None, trail: Trail = NO_TRAIL
+) -> Verdict:
+    """Return what *event* makes of *vm*.
+
+    Args:
+        vm: the VM before it, None if it was never heard of.
+        event: what libvirt said.
+        operation: what is being carried out on the VM.
+        trail: what else was heard of its hypervisor process.
+    """
+    if event.kind in TRACES:
+        return Verdict()
     if event.kind in _DEFINITION:
         return _on_definition_event(vm, event)
     another_run = vm is not None and _is_another_run(vm, event)
@@ -182,7 +198,7 @@ def on_event(vm: Vm | None, event: Event, operation: Operation | None) -> Verdic
         return Verdict(doubt=True)
     standing = _OFF if vm is None or another_run or not vm.active else STANDINGS[vm.state]
     if vm is not None and event.kind is EventKind.REBOOT and standing not in {_OFF, _DEAD}:
-        return _on_reboot(vm, event)
+        return _on_reboot(vm, event, trail)
     to = _target(vm, event, standing)
     if to is None:  # nothing new, or, on a VM that is off, something that cannot be: look
         return Verdict(doubt=standing is _OFF)
@@ -196,6 +212,7 @@ def on_event(vm: Vm | None, event: Event, operation: Operation | None) -> Verdic
         time=event.observe_time,
         source=Source.EVENT,
         operation=operation,
+        trail=trail,
     )
     if unrecognized:
         after = replace(after, raw_state=event.raw)
@@ -250,7 +267,7 @@ def _target(vm: Vm | None, event: Event, standing: Standing) -> To | None:
     return to
 
 
-def _on_reboot(vm: Vm, event: Event) -> Verdict:
+def _on_reboot(vm: Vm, event: Event, trail: Trail) -> Verdict:
     """A reboot leaves the state as it is; a running guest's reason tells of it."""
     since = abs(event.observe_time - vm.state_time)
     if vm.reason is Reason.REBOOTED and since < REBOOT_ECHO:
@@ -259,7 +276,7 @@ def _on_reboot(vm: Vm, event: Event) -> Verdict:
     after = replace(
         vm,
         reason=Reason.REBOOTED if running else vm.reason,
-        initiator=UNKNOWN_INITIATOR if running else vm.initiator,
+        initiator=who_reset(trail) if running else vm.initiator,
         source=Source.EVENT,
         state_time=event.observe_time if running else vm.state_time,
         earliest_time=None,

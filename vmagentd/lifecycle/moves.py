@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from vmagentd.lifecycle.trails import NO_TRAIL, Trail, who_shut_down
 from vmagentd.model import (
     Initiator,
     InitiatorKind,
@@ -121,6 +122,7 @@ def move(
     time: datetime,
     source: Source,
     operation: Operation | None,
+    trail: Trail = NO_TRAIL,
     earliest_time: datetime | None = None,
 ) -> Vm:
     """Return *vm* in the state *to*, with all that follows from the move.
@@ -133,6 +135,7 @@ def move(
         time: when it was learned.
         source: how it was learned.
         operation: what is being carried out on the VM.
+        trail: what else was heard of its hypervisor process.
         earliest_time: set if nobody was looking when it happened.
     """
     boot = active and (not vm.active or (run_id is not None and vm.run_id not in {None, run_id}))
@@ -141,7 +144,7 @@ def move(
         vm,
         state=to.state,
         reason=to.reason,
-        initiator=_initiator(vm, to, operation),
+        initiator=_initiator(vm, to, operation, trail, time),
         source=source,
         state_time=time,
         earliest_time=earliest_time,
@@ -155,13 +158,17 @@ def move(
     )
 
 
-def _initiator(vm: Vm, to: To, operation: Operation | None) -> Initiator:
+def _initiator(
+    vm: Vm, to: To, operation: Operation | None, trail: Trail, time: datetime
+) -> Initiator:
     if operation is not None and _explains(operation, to.reason):
         return Initiator(
             kind=InitiatorKind.CLIENT, actor=operation.actor, operation_id=operation.id
         )
     if vm.state is VmState.STOPPING and to.state is VmState.STOPPED and to.reason in _BY_STOP:
         return vm.initiator  # the end of what began then
+    if to.reason in _BY_STOP:
+        return who_shut_down(trail, time=time)
     return Initiator(kind=INITIATORS[to.reason])
 
 

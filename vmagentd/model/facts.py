@@ -54,6 +54,12 @@ class EventKind(Name):
     CRASHED_CRASHLOADED = auto()
     # not a lifecycle event in libvirt's sense: its own event number, no detail
     REBOOT = auto()
+    # These tell who, not what; see `lifecycle.trails`. AGENT is libvirt's, the others QEMU's own.
+    AGENT_CONNECTED = auto()
+    POWER_BUTTON = auto()
+    GUEST_FINISHED = auto()
+    RESET_BY_GUEST = auto()
+    RESET_BY_HOST = auto()
     # a number this daemon does not know; `Event.raw` has it
     UNRECOGNIZED = auto()
 
@@ -73,6 +79,8 @@ class Event:
     run_id: int | None
     # host clock, UTC, taken in the callback
     observe_time: datetime
+    # whether QEMU's own events are heard beside libvirt's
+    monitored: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,7 @@ async def test_events_arrive_in_order_and_numbered(host: Host) -> None:
 async def test_definitions_are_events(host: Host) -> None:
     domain = host.define("new")
     domain.create()
-    await host.until_seen(domain.UUIDString(), "DEFINED", "STARTED_BOOTED")
+    await host.until_seen(domain.UUIDString(), "DEFINED", "STARTED_RUNNING")
 
 
 async def test_a_number_is_public_only_after_its_event_was_recorded(host: Host) -> None:

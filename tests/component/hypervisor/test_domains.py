@@ -105,7 +105,7 @@ async def test_shutdown_start_destroy(host: Host) -> None:
     assert (await sighting(host, vm)).reason is Reason.BOOTED
     await host.domains.destroy(vm)
     assert (await sighting(host, vm)).reason is Reason.FORCED
-    await host.until_seen(vm, "STOPPED_SHUTDOWN", "STARTED_BOOTED", "STOPPED_DESTROYED")
+    await host.until_seen(vm, "STOPPED_SHUTDOWN", "STARTED_RUNNING", "STOPPED_DESTROYED")
 
 
 async def test_what_is_refused_in_the_wrong_state(host: Host) -> None:
