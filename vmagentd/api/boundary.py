@@ -14,6 +14,7 @@ import functools
 import logging
 import uuid
 from contextlib import aclosing
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -28,7 +29,6 @@ from vmagentd.errors import ShuttingDown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-    from datetime import timedelta
 
     from google.protobuf.descriptor import ServiceDescriptor
     from google.protobuf.message import Message
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+# How long telling a call its end may take.
+_LAST_WORDS = timedelta(seconds=1)
 
 
 def handlers(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
@@ -70,7 +73,9 @@ class Boundary(aio.ServerInterceptor):
         # calls in our hands: they may be dismissed
         self._unary: set[_Task] = set()
         self._streaming: set[_Task] = set()
-        # calls cancelled by us, not by their client
+        # calls that are writing: they must not be cancelled
+        self._writing: set[_Task] = set()
+        # calls ended by us, not by their client
         self._dismissed: set[_Task] = set()
         # all calls, until gRPC has done with them too
         self._tasks: set[_Task] = set()
@@ -94,23 +99,32 @@ class Boundary(aio.ServerInterceptor):
     async def drain(self, grace: timedelta) -> None:
         """End all calls with SHUTTING_DOWN: streams and new ones at once, others after *grace*.
 
-        A stream that waits for its client to read ends once it has read.
+        Returns when all have been told, or a little after *grace*: a stream whose client does
+        not read cannot be told.
         """
         self._draining = True
         self._dismiss(self._streaming)
-        if self._unary:
-            await asyncio.wait(self._unary, timeout=grace.total_seconds())
+        await self._wait(grace)
         self._dismiss(self._unary)
+        await self._wait(_LAST_WORDS)
 
     async def ended(self) -> None:
-        """Wait until every call has ended, gRPC's part of it too. gRPC itself does not."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        """Wait until all calls, which gRPC has cancelled, have ended. gRPC itself does not."""
+        await self._wait(_LAST_WORDS)
+        for task in self._tasks:
+            log.error("a call does not end: %s", task.get_stack(limit=1))
+
+    async def _wait(self, limit: timedelta) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=limit.total_seconds())
 
     def _dismiss(self, tasks: set[_Task]) -> None:
         for task in tasks - self._dismissed:
             self._dismissed.add(task)
-            task.cancel()
+            # After its first write was cancelled gRPC can send no status, and the client waits
+            # for ever; so a call that writes ends by itself afterwards.
+            if task not in self._writing:
+                task.cancel()
 
     def _wrapped(self, method: str, handler: _Handler | None) -> _Handler:
         """Return *handler* as one that gRPC hands no request: it reads and parses it itself.
@@ -129,7 +143,7 @@ class Boundary(aio.ServerInterceptor):
         if handler.response_streaming:
 
             async def stream(_: object, context: _Context) -> None:
-                work = _stream(handler, parse, context)
+                work = self._stream(handler, parse, context)
                 await self._cross(method, context, self._streaming, work)
 
             return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
@@ -147,9 +161,7 @@ class Boundary(aio.ServerInterceptor):
         calls: set[_Task],
         work: Coroutine[Any, Any, _T],
     ) -> _T:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a call runs in a task of its own")
+        task = _current_task()
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         calls.add(task)
@@ -162,6 +174,26 @@ class Boundary(aio.ServerInterceptor):
         finally:
             calls.discard(task)
             self._dismissed.discard(task)
+
+    async def _stream(self, handler: _Handler, parse: _Parse, context: _Context) -> None:
+        behaviour: Any = handler.stream_stream or handler.unary_stream
+        responses = behaviour(await _asked(handler, parse, context), context)
+        # Written here, not by gRPC from the generator: a write to a client that is gone fails,
+        # and is none of the generator's business.
+        async with aclosing(responses):
+            async for response in responses:
+                await self._write(response, context)
+
+    async def _write(self, response: Message | bytes, context: _Context) -> None:
+        """Write one message; waits while the client does not read."""
+        task = _current_task()
+        self._writing.add(task)
+        try:
+            await context.write(response)
+        finally:
+            self._writing.discard(task)
+        if task in self._dismissed:
+            raise ShuttingDown
 
     async def _leave(
         self, error: BaseException, task: _Task, method: str, context: _Context
@@ -207,6 +239,13 @@ def _fault(method: str, error: BaseException) -> Fault:
     return Fault(fault_id)
 
 
+def _current_task() -> _Task:
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("a call runs in a task of its own")
+    return task
+
+
 def _parser(method: str) -> _Parse:
     """Return what parses the requests of `/package.Service/Method`."""
     name = method.removeprefix("/").replace("/", ".")
@@ -217,16 +256,6 @@ def _parser(method: str) -> _Parse:
 async def _answer(handler: _Handler, parse: _Parse, context: _Context) -> object:
     behaviour: Any = handler.stream_unary or handler.unary_unary
     return await behaviour(await _asked(handler, parse, context), context)
-
-
-async def _stream(handler: _Handler, parse: _Parse, context: _Context) -> None:
-    behaviour: Any = handler.stream_stream or handler.unary_stream
-    responses = behaviour(await _asked(handler, parse, context), context)
-    # Written here, not by gRPC from the generator: a write to a client that is gone fails, and
-    # is none of the generator's business.
-    async with aclosing(responses):
-        async for response in responses:
-            await context.write(response)
 
 
 async def _asked(

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The names that the health service knows; "" is the daemon as a whole.
-HEALTH_NAMES = ("", SERVICE.full_name, "libvirt", "journal")
+# The names that the health service knows. The first two are what load balancers ask for: both
+# serve while calls are taken, because a blind daemon, or one whose disk is full, still answers.
+_CALLS = ("", SERVICE.full_name)
+HEALTH_NAMES = (*_CALLS, "libvirt", "journal")
 
 # A watch of 1,000 VMs, each named at full length, is the longest request there is.
 _MAX_REQUEST_BYTES = requests.MAX_WATCHED_VMS * (requests.MAX_NAME_BYTES + 3) + 64 * 1024
@@ -82,11 +84,21 @@ class Server:
         path: Path,
         mode: int = 0o600,
         grace: timedelta = timedelta(seconds=5),
+        tasks: asyncio.TaskGroup,
     ) -> None:
-        """Take *mode*, which decides who may connect, and *grace* for calls that drain."""
+        """Prepare to serve.
+
+        Args:
+            servicer: answers for the contract.
+            path: the socket's.
+            mode: of the socket's file; it decides who may connect.
+            grace: what short calls are given when draining.
+            tasks: holds the server's own task, which ends with the server.
+        """
         self._servicer = servicer
         self._socket = SocketFile(path, mode=mode)
         self._grace = grace
+        self._tasks = tasks
         self._boundary = Boundary()
         self._health = Health(HEALTH_NAMES)
         self._stack = AsyncExitStack()
@@ -102,10 +114,11 @@ class Server:
         """
         async with AsyncExitStack() as stack:
             stack.enter_context(self._socket)
-            tasks = await stack.enter_async_context(asyncio.TaskGroup())
             stack.push_async_callback(self.drain)
             await self._start()
-            keeper = tasks.create_task(self._keep_serving(), name="api-keeper")
+            for name in _CALLS:
+                self._health.set(name, serving=True)
+            keeper = self._tasks.create_task(self._keep_serving(), name="api-keeper")
             stack.callback(keeper.cancel)
             self._stack = stack.pop_all()
         return self
@@ -120,26 +133,26 @@ class Server:
         await self._stack.__aexit__(exc_type, exc, traceback)
 
     def set_health(self, name: str, *, serving: bool) -> None:
-        """Set what the health service says of *name*, which is one of HEALTH_NAMES."""
+        """Set what the health service says of `libvirt` or `journal`."""
         self._health.set(name, serving=serving)
 
     async def drain(self) -> None:
         """Refuse new calls and end the present ones; they get SHUTTING_DOWN.
 
-        Returns when no call is left, at the latest after the grace, and when all code of ours
-        that served one has ended.
+        Returns when no call is left and all code of ours that served one has ended; a little
+        after the grace at the latest.
         """
         if self._draining:
             return
         self._draining = True
         self._health.close()
         if self._grpc is not None:
-            async with asyncio.TaskGroup() as tasks:
-                # The core cancels what is left a little after the boundary has told it.
-                stop = self._grpc.stop(2 * self._grace.total_seconds())
-                tasks.create_task(stop, name="api-stop")
-                tasks.create_task(self._boundary.drain(self._grace), name="api-drain")
-        await self._boundary.ended()
+            # First they are told, then gRPC is stopped: it closes connections as soon as the
+            # last call is over, and a client that happens to write just then finds out before
+            # it has read the status.
+            await self._boundary.drain(self._grace)
+            await self._grpc.stop(None)
+            await self._boundary.ended()
 
     async def _start(self) -> None:
         server = aio.server(interceptors=[self._boundary], options=_options())

@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
+import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -171,7 +172,8 @@ async def serving(
         )
         path = folder / "s"
         async with (
-            Server(servicer, path=path, grace=grace) as server,
+            asyncio.TaskGroup() as tasks,
+            Server(servicer, path=path, grace=grace, tasks=tasks) as server,
             aio.insecure_channel(f"unix:{path}") as channel,
         ):
             yield Served(

@@ -22,8 +22,9 @@ class ScriptedOperations:
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.asked: list[tuple[str, StartParameters | StopParameters, str, str | None]] = []
-        # callers that are being served
+        # callers that are being served, and notified when that changes
         self.listening = 0
+        self.changed = asyncio.Condition()
 
     def start(
         self, ref: str, parameters: StartParameters, *, actor: str, request_id: str | None
@@ -38,7 +39,7 @@ class ScriptedOperations:
         return self._play()
 
     async def _play(self) -> AsyncIterator[Operation]:
-        self.listening += 1
+        await self._count(1)
         try:
             for step in list(self.steps):
                 if isinstance(step, Operation):
@@ -48,7 +49,12 @@ class ScriptedOperations:
                 else:
                     await step()
         finally:
-            self.listening -= 1
+            await self._count(-1)
+
+    async def _count(self, more: int) -> None:
+        async with self.changed:
+            self.listening += more
+            self.changed.notify_all()
 
 
 async def for_ever() -> None:

@@ -1,0 +1,103 @@
+"""The server as a whole: its limits hold, and it serves on whatever happens to gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import stat
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from grpc import aio
+from vmagent.v1 import vm_agent_service_pb2 as pb
+from vmagent.v1.transition_pb2 import Cursor
+
+from . import wire
+from .conftest import collected, serving, sighting
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .conftest import Served
+
+
+async def test_a_method_name_that_is_not_utf8_does_not_end_the_service(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends the loop in which gRPC takes calls; a new server takes over on the same path."""
+    await served.survey(sighting(1, "web"))
+    for n in range(3):
+        watch = served.stub.WatchStatus(
+            pb.WatchStatusRequest(resume=Cursor(journal_id=served.journal.id, revision=0)),
+            wait_for_ready=True,
+        )
+        await anext(watch.__aiter__())
+        async with asyncio.timeout(10):
+            bad = wire.call(b"/a/\xff\xfe") + wire.message(b"")
+            await wire.answer(served.path, wire.PREFACE + wire.settings() + bad)
+            # The stream breaks, so its client knows that it must resume; nothing hangs.
+            with pytest.raises(aio.AioRpcError):
+                await collected(watch)
+            request = pb.GetVmRequest(vm="web")
+            answer = await served.stub.GetVm(request, wait_for_ready=True)
+        assert answer.vm.name == "web"
+        assert stat.S_IMODE(served.path.lstat().st_mode) == 0o600
+        ours = [each for each in caplog.records if each.name.startswith("vmagentd")]
+        assert [each.levelno for each in ours] == [logging.WARNING] * (n + 1)
+
+
+async def silence(served: Served) -> None:
+    """Connect and say nothing, until one is shown out."""
+    reader, writer = await asyncio.open_unix_connection(served.path)
+    while await reader.read(65536):
+        pass
+    writer.close()
+
+
+async def pings(served: Served, *, seconds: float) -> None:
+    """Ping once a second, which gRPC's server by default takes for an attack at the third."""
+    options = [
+        ("grpc.keepalive_time_ms", 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    async with aio.insecure_channel(f"unix:{served.path}", options) as channel:
+        untyped: Any = channel
+        watch = untyped.unary_stream("/grpc.health.v1.Health/Watch")(b"").__aiter__()
+        await anext(watch)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await anext(watch)
+
+
+async def test_silent_clients_are_shown_out_and_those_that_ping_are_not(served: Served) -> None:
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        tasks.create_task(silence(served))
+        tasks.create_task(pings(served, seconds=6))
+
+
+async def test_connections_leave_descriptors_for_the_journal(folder: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    async with AsyncExitStack() as stack:
+        try:
+            served = await stack.enter_async_context(serving(folder))
+        finally:
+            # The clients are in this process too, and need their own.
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        refused = 0
+        for _ in range(120):
+            reader, writer = await asyncio.open_unix_connection(served.path)
+            stack.callback(writer.close)
+            refused += not await reader.read(1)
+        assert refused == 20
+        await served.survey(sighting(1, "web"))
+
+
+async def test_a_header_that_is_too_long_is_refused(served: Served) -> None:
+    call = served.stub.GetHost(pb.GetHostRequest(), metadata=(("x", "y" * 20_000),))
+    with pytest.raises(aio.AioRpcError):
+        await call
+    await served.stub.GetHost(pb.GetHostRequest())
