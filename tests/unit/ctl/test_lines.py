@@ -94,6 +94,10 @@ def test_a_name_cannot_draw_on_the_terminal_nor_style_itself() -> None:
     assert "  \\x1b[2J[red]x\\n  " in line(Vm(name="\x1b[2J[red]x\n"))
 
 
+def test_wide_characters_keep_their_column() -> None:
+    assert f"  {'数据库':<13}  STOPPED" in line(Vm(name="数据库", state=VmState.VM_STATE_STOPPED))
+
+
 def test_a_vm_without_a_name_is_its_uuid() -> None:
     assert "  0b5f6d52  " in line(Vm(uuid="0b5f6d52"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from vmagent.ctl.vms import definition_size, name_of, state_and_reason, styled_state
@@ -36,10 +37,11 @@ _DATE_LENGTH = len("2026-01-31 ")
 
 def transition_line(transition: Transition) -> Text:
     """Return one transition: revision, time, VM, what changed, by whom, how it was learned."""
+    name = name_of(transition.vm)
     line = Text.assemble(
         (f"{transition.revision:>{_REVISION_WIDTH}}", "bold"),
         f"  {fine_clock(transition.time)}  ",
-        f"{name_of(transition.vm):<{_NAME_WIDTH}}  ",
+        name + " " * (_NAME_WIDTH - cell_len(name)) + "  ",
         change(transition),
     )
     if transition.source:
