@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.1, 10.0
+# A libvirtd that is back is found within a second: an attempt at a local socket costs little.
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 0.8
 # A link that broke sooner than this counts as one more failure, not as a fresh start.
 _STEADY_S = 10.0
 # How long an open may take until we say that libvirt does not answer; it is waited for on.
@@ -166,9 +167,9 @@ class Connection:
     def _connect(self, life: _Life) -> Links:
         """Open the links; in a `libvirt-link` thread."""
 
-        def event(domain: VirDomain, kind: EventKind, raw: RawPair, monitored: bool) -> None:  # noqa: FBT001 - a callback
+        def event(domain: VirDomain, kind: EventKind, raw: RawPair) -> None:
             if life.listening:
-                self._take(domain, kind, raw, monitored=monitored)
+                self._take(domain, kind, raw)
 
         def closed(cause: str) -> None:
             self._on_loop(self._broken, life, _now(), cause)
@@ -181,7 +182,7 @@ class Connection:
             links.close()
         return links
 
-    def _take(self, domain: VirDomain, kind: EventKind, raw: RawPair, *, monitored: bool) -> None:
+    def _take(self, domain: VirDomain, kind: EventKind, raw: RawPair) -> None:
         """Number and record an event; in the `libvirt-events` thread. UUID, name, id are local."""
         number = self.events_taken + 1
         run_id = domain.ID()
@@ -194,7 +195,6 @@ class Connection:
                 raw=raw,
                 run_id=None if run_id == -1 else run_id,
                 observe_time=_now(),
-                monitored=monitored,
             )
         )
         self.events_taken = number

@@ -92,7 +92,7 @@ class Domains:
     async def survey(self) -> Survey:
         """List all VMs with what is true of each."""
         after_event, begin_time = self._connection.events_taken, datetime.now(UTC)
-        link = self._connection.link
+        link, monitored = self._connection.link, self._connection.links().monitored
         sightings, unreadable = await self._ask(sight_all, deadline=_SURVEY_DEADLINE)
         return Survey(
             sightings=sightings,
@@ -100,6 +100,7 @@ class Domains:
             after_event=after_event,
             begin_time=begin_time,
             link=link,
+            monitored=monitored,
         )
 
     async def look_up(self, vm: VmUuid, *, source: Source = Source.SURVEY) -> Query:

@@ -89,15 +89,14 @@ class Subscription:
         self,
         link: VirConnect,
         *,
-        on_event: Callable[[VirDomain, EventKind, RawPair, bool], None],
+        on_event: Callable[[VirDomain, EventKind, RawPair], None],
         on_raise: Callable[[BaseException], None],
     ) -> None:
         """Register.
 
         Args:
             link: an open link.
-            on_event: called in the `libvirt-events` thread with each event, and whether QEMU's
-                own events are heard too.
+            on_event: called in the `libvirt-events` thread with each event.
             on_raise: called with what `on_event` raises; libvirt-python would print it and go on.
         """
         self._link = link
@@ -105,7 +104,7 @@ class Subscription:
         self._on_raise = on_raise
         self._libvirt: list[int] = []
         self._qemu: list[int] = []
-        # before the first of libvirt's events
+        # whether QEMU's own events are heard too
         self.monitored = self._register_qemu()
         for number, meaning in _LIBVIRT:
             callback = self._from_libvirt(meaning)
@@ -136,7 +135,7 @@ class Subscription:
             try:
                 meant = meaning(link, *said[:-1])  # the last is libvirt's opaque
                 if meant is not None:
-                    self._on_event(domain, *meant, self.monitored)
+                    self._on_event(domain, *meant)
             except BaseException as error:  # noqa: BLE001  (control leaves our code here)
                 self._on_raise(error)
 
@@ -157,7 +156,7 @@ class Subscription:
             try:
                 kind = meaning(json.loads(details) if details else {})
                 if kind is not None:
-                    self._on_event(domain, kind, _NO_NUMBERS, True)  # noqa: FBT003 - by definition
+                    self._on_event(domain, kind, _NO_NUMBERS)
             except BaseException as error:  # noqa: BLE001  (control leaves our code here)
                 self._on_raise(error)
 

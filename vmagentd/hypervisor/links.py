@@ -47,7 +47,7 @@ class Links:
         self,
         uri: str,
         *,
-        on_event: Callable[[VirDomain, EventKind, RawPair, bool], None],
+        on_event: Callable[[VirDomain, EventKind, RawPair], None],
         on_close: Callable[[str], None],
         on_raise: Callable[[BaseException], None],
     ) -> None:
@@ -55,8 +55,7 @@ class Links:
 
         Args:
             uri: libvirt's connection URI.
-            on_event: called in the `libvirt-events` thread with each event, and whether QEMU's
-                own events are heard too.
+            on_event: called in the `libvirt-events` thread with each event.
             on_close: called with the cause when the events link is found broken, perhaps more
                 than once, in whichever thread finds it.
             on_raise: called with what `on_event` raises; libvirt-python would print it and go on.
@@ -79,6 +78,11 @@ class Links:
         except libvirt.libvirtError as error:
             self.close()
             raise LibvirtUnreachable(_text(error)) from error
+
+    @property
+    def monitored(self) -> bool:
+        """Whether QEMU's own events are heard too."""
+        return self._subscription is not None and self._subscription.monitored
 
     def of(self, role: str, number: int) -> VirConnect:
         """Return the link of the calling thread, number *number* of *role*; opened if need be.

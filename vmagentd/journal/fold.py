@@ -16,6 +16,7 @@ from vmagentd.lifecycle.steps import on_operation
 from vmagentd.lifecycle.trails import NO_TRAIL, TRACES, Trail, follow
 from vmagentd.model import (
     Event,
+    EventKind,
     Link,
     LinkLost,
     Operation,
@@ -67,6 +68,10 @@ class Fold:
         self._operations = {operation.vm: operation for operation in operations}
         # what was heard of each active VM's hypervisor process
         self._trails: dict[VmUuid, Trail] = {}
+        # whether QEMU's own events are heard, and were since a survey
+        self._heard = False
+        # VMs whose definition was removed while somebody listened
+        self._undefined: set[VmUuid] = set()
         # number of the last event of each VM: a query that began before it knows less
         self._last_event: dict[VmUuid, int] = {}
         # the youngest link that was lost: a survey that went through it ends no blindness
@@ -101,14 +106,12 @@ class Fold:
             self._trails[event.vm] = follow(trail, event, operation)
             return
         self._last_event[event.vm] = event.number
-        before = self._vm(event.vm, batch)
-        verdict = on_event(before, event, operation, trail)
+        if event.kind is EventKind.UNDEFINED:
+            self._undefined.add(event.vm)
+        elif event.kind is EventKind.DEFINED:
+            self._undefined.discard(event.vm)
+        verdict = on_event(self._vm(event.vm, batch), event, operation, trail)
         for change in verdict.changes:
-            if not change.vm.active:
-                self._trails.pop(event.vm, None)
-            elif before is None or change.vm.incarnation != before.incarnation:
-                self._trails[event.vm] = Trail(whole=event.monitored)
-
             self._append(batch, change, event.observe_time, Source.EVENT, raw_event=event.raw)
         if verdict.doubt:
             batch.doubts.add(event.vm)
@@ -122,7 +125,13 @@ class Fold:
         if seen is not None:
             verdict = on_sighting(vm, seen, time=time, source=query.source, operation=operation)
         elif vm is not None:
-            verdict = on_absence(vm, time=time, source=query.source, operation=operation)
+            verdict = on_absence(
+                vm,
+                time=time,
+                source=query.source,
+                operation=operation,
+                undefined=query.vm in self._undefined,
+            )
         else:
             return  # never heard of, and not there
         for change in verdict.changes:
@@ -146,10 +155,14 @@ class Fold:
         batch.doubts.update(survey.unreadable)
         if survey.link > self._lost_link:
             batch.link = Link(connected=True, last_survey_time=survey.begin_time)
+            self._heard = survey.monitored
 
     def _on_link_lost(self, lost: LinkLost, batch: Batch) -> None:
         self._lost_link = max(self._lost_link, lost.link)
-        self._trails.clear()  # from here on something may go unheard
+        # from here on something may go unheard
+        self._heard = False
+        self._trails.clear()
+        self._undefined.clear()
         if batch.link.connected:
             batch.link = replace(
                 batch.link, connected=False, blind_since=lost.time, cause=lost.cause
@@ -192,6 +205,11 @@ class Fold:
         batch.head = Revision(batch.head + 1)
         vm = replace(change.vm, revision=batch.head)
         batch.vms[vm.uuid] = vm
+        if not vm.active:
+            self._trails.pop(vm.uuid, None)
+        elif before is None or vm.incarnation != before.incarnation:
+            # a process that came up since a survey did not see it
+            self._trails[vm.uuid] = Trail(whole=self._heard)
         batch.transitions.append(
             Transition(
                 revision=batch.head,

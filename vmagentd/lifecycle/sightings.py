@@ -64,11 +64,25 @@ def confirm(vm: Vm, seen: Sighting | None, *, time: datetime) -> Vm:
     return replace(vm, verify_time=time, run_id=run_id)
 
 
-def on_absence(vm: Vm, *, time: datetime, source: Source, operation: Operation | None) -> Verdict:
+def on_absence(
+    vm: Vm,
+    *,
+    time: datetime,
+    source: Source,
+    operation: Operation | None,
+    undefined: bool = False,
+) -> Verdict:
     """Return what a successful query that did not find *vm* makes of it.
 
     Nothing while a Start is in flight, unless the Start itself did not find it: between two calls
     of whoever starts a VM, libvirt may not know it.
+
+    Args:
+        vm: the VM before.
+        time: when the query began.
+        source: who asked.
+        operation: what is being carried out on the VM.
+        undefined: whether an event told that its definition was removed.
     """
     starting = operation is not None and isinstance(operation.parameters, StartParameters)
     if vm.state is VmState.GONE or (starting and source is not Source.OPERATION):
@@ -85,6 +99,8 @@ def on_absence(vm: Vm, *, time: datetime, source: Source, operation: Operation |
         operation=None,
         earliest_time=earliest,
     )
+    if expected and not undefined:  # it went because it ended: whoever ended it did this
+        gone = replace(gone, initiator=vm.initiator)
     return Verdict(changes=(Change(kind=TransitionKind.STATE, vm=gone, earliest_time=earliest),))
 
 
@@ -116,9 +132,11 @@ def _moved(
 ) -> Change:
     """Return the move to the state *seen*.
 
-    It is late, unless it is the first sighting ever or the operation's own doing.
+    It is late, unless it is the first sighting ever, the operation's own doing, or STARTING, which
+    libvirt has no event for.
     """
-    earliest = _last_certain(before) if before.revision else None
+    known = before.revision and seen.state is not VmState.STARTING
+    earliest = _last_certain(before) if known else None
     after = move(
         _defined(before, seen),
         To(seen.state, seen.reason),

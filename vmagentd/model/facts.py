@@ -79,8 +79,6 @@ class Event:
     run_id: int | None
     # host clock, UTC, taken in the callback
     observe_time: datetime
-    # whether QEMU's own events are heard beside libvirt's
-    monitored: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +109,8 @@ class Survey:
     begin_time: datetime
     # number of the link that it went through
     link: int
+    # whether QEMU's own events are heard through that link beside libvirt's
+    monitored: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
