@@ -1,20 +1,32 @@
-"""Fixtures of the system lane: real libvirtds and real guests.
+"""Fixtures of the system lane: real libvirtds, real guests, and the daemon as a process.
 
 `libvirtd`, `virt`, `guest` and `recorder` share one libvirtd for the whole run. A test that stops
-or kills libvirtd takes `own_libvirtd` and `own_guest`, and makes its recorders itself.
+or kills libvirtd takes `own_libvirtd` and `own_guest`, and makes its recorders itself. Likewise
+`daemon`, `watcher` and `vms` share one daemon; a test that ends it takes `own_daemon`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import libvirt as libvirt_api
 import pytest
 
+from tests.system.daemon import Daemon
 from tests.system.domains import Guests
 from tests.system.guests import Roms
+from tests.system.history import check_history
 from tests.system.libvirtd import PrivateLibvirtd
 from tests.system.machine import CannotRunError, check_machine
 from tests.system.recorder import Recorder
+from tests.system.vms import Vms
+from tests.system.watcher import Watcher
+
+# No survey but the first: a test tells what events alone make of a VM, every time the same.
+SETTINGS = """
+survey_interval = "1h"
+[stop]
+press_interval = "1s"
+"""
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +81,44 @@ def recorder(libvirtd: PrivateLibvirtd, tmp_path: Path) -> Iterator[Recorder]:
     """Records the events of the shared libvirtd during the test."""
     with Recorder(libvirtd.uri, tmp_path / "events.jsonl") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def daemon(libvirtd: PrivateLibvirtd) -> Iterator[Daemon]:
+    """The shared daemon on the shared libvirtd; tests leave it running."""
+    with Daemon(libvirtd.uri, libvirtd.directory, settings=SETTINGS) as running:
+        yield running
+
+
+@pytest.fixture
+def own_daemon(libvirtd: PrivateLibvirtd) -> Iterator[Daemon]:
+    """A daemon of the test's own on the shared libvirtd, to end in whatever way."""
+    with Daemon(libvirtd.uri, libvirtd.directory, settings=SETTINGS) as running:
+        yield running
+
+
+@pytest.fixture
+def watcher(daemon: Daemon) -> Iterator[Watcher]:
+    """A client that watches the shared daemon; what it saw is checked after the test."""
+    with Watcher(daemon.target) as watching:
+        yield watching
+        check_history(daemon.stub, watching)
+
+
+@pytest.fixture
+def vms(guest: Guests, daemon: Daemon, watcher: Watcher) -> Vms:
+    """Makes guests that the shared daemon knows."""
+    return Vms(guest, daemon, watcher)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with each failure what the daemons of the test have said."""
+    report = yield
+    if report.failed and isinstance(item, pytest.Function):
+        for name, value in item.funcargs.items():
+            if isinstance(value, Daemon):
+                report.sections.append((f"log of {name}", value.log_tail()))
+    return report
