@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 # After a survey or a query that failed though the link is up.
 _RETRY_S: Final = 1.0
+# How often VMs that do not answer libvirt are looked at.
+_HUNG_S: Final = 5.0
 # Queries about single VMs that wait for libvirt at once.
 _QUERIES: Final = 4
 
@@ -64,6 +66,7 @@ class Surveys:
         """Survey and settle doubts for ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._settle_doubts(tasks), name="doubts")
+            tasks.create_task(self._look_after_hung(tasks), name="hung")
             await self._survey_for_ever()
 
     async def _survey_for_ever(self) -> Never:
@@ -89,10 +92,20 @@ class Surveys:
     async def _settle_doubts(self, tasks: asyncio.TaskGroup) -> Never:
         while True:
             changed = self._journal.changed
-            for vm in self._journal.take_doubts() - self._asking:
-                self._asking.add(vm)
-                tasks.create_task(self._settle(vm), name=f"doubt {vm}")
+            self._ask(self._journal.take_doubts(), tasks)
             await changed.wait()
+
+    async def _look_after_hung(self, tasks: asyncio.TaskGroup) -> Never:
+        """Look often at VMs that do not answer: no event tells that they do again."""
+        while True:
+            await asyncio.sleep(_HUNG_S)
+            vms = self._journal.vms.values()
+            self._ask({vm.uuid for vm in vms if vm.unresponsive is not None}, tasks)
+
+    def _ask(self, vms: set[VmUuid], tasks: asyncio.TaskGroup) -> None:
+        for vm in vms - self._asking:
+            self._asking.add(vm)
+            tasks.create_task(self._settle(vm), name=f"doubt {vm}")
 
     async def _settle(self, vm: VmUuid) -> None:
         """Ask about *vm*. An event younger than the answer brings the doubt back by itself."""

@@ -6,13 +6,14 @@ from its own memory: a guest that hangs does not delay it. Domain handles never 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
 import libvirt
 
 from vmagentd.errors import LibvirtUnreachable, VmagentdError, VmNotFound
-from vmagentd.model import RawPair, Reason, Sighting, VmState, VmUuid
+from vmagentd.model import RawPair, Reason, Sighting, Unresponsive, VmState, VmUuid
 
 from .translate import libvirt_errors, state_and_reason
 
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
 _CHUNK = 1000
 _NOT_RUNNING = -1
 _SHUTOFF = 5
-_FORGOTTEN = RawPair(_SHUTOFF, 0)
+# Off, and why is forgotten; off, and memory was saved. Both leave open whether there is an image
+# that the next start resumes: libvirt keeps the second one for `virsh save` to any file.
+_FORGOTTEN, _SAVED = RawPair(_SHUTOFF, 0), RawPair(_SHUTOFF, 5)
+# virDomainControlState: a monitor command is under way; the monitor is broken
+_OCCUPIED, _BROKEN = 2, 3
+# Commands take milliseconds; one that takes this long waits for a process that hangs.
+_HANGS_AFTER = timedelta(seconds=5)
 
 
 def find(link: VirConnect, vm: VmUuid) -> VirDomain:
@@ -76,10 +83,10 @@ def sight_all(link: VirConnect) -> tuple[tuple[Sighting, ...], tuple[VmUuid, ...
         found = _states(link, link.listAllDomains())
         # of persistent and transient VMs, the latter are few if any
         transient = _listed(link, libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)
-        # only after libvirtd forgot why its VMs are off is this needed, then for nearly all
+        # after libvirtd forgot why its VMs are off this is needed for nearly all, else for few
         saved = (
             _listed(link, libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)
-            if any(raw == _FORGOTTEN for _, raw in found)
+            if any(raw in {_FORGOTTEN, _SAVED} for _, raw in found)
             else frozenset()
         )
     seen: list[Sighting] = []
@@ -133,8 +140,8 @@ def _sighting(
     domain: VirDomain, vm: VmUuid, raw: RawPair, *, persistent: bool, saved: Callable[[], bool]
 ) -> Sighting:
     state, reason = state_and_reason(raw.major, raw.minor)
-    if raw == _FORGOTTEN and saved():
-        state, reason = VmState.SAVED, Reason.SAVED
+    if raw in {_FORGOTTEN, _SAVED}:
+        state, reason = (VmState.SAVED, Reason.SAVED) if saved() else (VmState.STOPPED, reason)
     run_id = domain.ID()
     active = run_id != _NOT_RUNNING if state is VmState.UNRECOGNIZED else raw.major != _SHUTOFF
     _, memory_kib, _, vcpus, _ = domain.info()
@@ -149,4 +156,19 @@ def _sighting(
         run_id=run_id if active and run_id != _NOT_RUNNING else None,
         vcpus=vcpus,
         memory_bytes=memory_kib << 10,
+        unresponsive=_unresponsive(domain) if active else None,
     )
+
+
+def _unresponsive(domain: VirDomain) -> Unresponsive | None:
+    """Return what libvirt has been waiting for in vain. It tells so without asking the process."""
+    try:
+        state, _details, milliseconds = domain.controlInfo()
+    except libvirt.libvirtError:  # not QEMU, or not active any more
+        return None
+    lasting = timedelta(milliseconds=milliseconds)
+    if state == _BROKEN:
+        return Unresponsive(job="monitor connection", since_time=datetime.now(UTC) - lasting)
+    if state == _OCCUPIED and lasting >= _HANGS_AFTER:
+        return Unresponsive(job="monitor command", since_time=datetime.now(UTC) - lasting)
+    return None

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, TypeAlias
 from vmagentd.lifecycle.events import on_event
 from vmagentd.lifecycle.sightings import confirm, on_absence, on_sighting
 from vmagentd.lifecycle.steps import on_operation
-from vmagentd.lifecycle.trails import NO_TRAIL, TRACES, Trail, follow
+from vmagentd.lifecycle.trails import NO_TRAIL, TRACES, Trail, after_stop, follow
 from vmagentd.model import (
     Event,
     EventKind,
     Link,
     LinkLost,
     Operation,
+    OperationVerb,
     Query,
     RawPair,
     Revision,
@@ -179,6 +180,9 @@ class Fold:
             message = f"operation {operation.id} on VM {operation.vm}, which was never recorded"
             raise AssertionError(message)
         time = operation.steps[-1].time
+        if operation.verb is OperationVerb.STOP and operation.phase.final and vm.active:
+            trail = self._trails.get(vm.uuid, NO_TRAIL)
+            self._trails[vm.uuid] = after_stop(trail, time=time)
         change = on_operation(vm, operation, time=time)
         if change is not None:
             self._append(batch, change, time, Source.OPERATION, operation=operation)

@@ -55,6 +55,10 @@ def on_sighting(
         changes.append(Change(kind=TransitionKind.DEFINITION, vm=defined))
     if _is_another_run(vm, seen) or _contradicts(vm, seen):
         changes.append(_moved(defined, seen, time, source, operation))
+    last = changes[-1].vm if changes else vm
+    if (last.unresponsive is None) != (seen.unresponsive is None):
+        hung = replace(last, unresponsive=seen.unresponsive)
+        changes.append(Change(kind=TransitionKind.RESPONSIVENESS, vm=hung))
     return Verdict(changes=tuple(changes))
 
 

@@ -50,6 +50,8 @@ class Trail:
     # who pressed the power button last, and when
     pressed_by: Initiator | None = None
     press_time: datetime | None = None
+    # when a Stop of ours ended and left the VM up: a press of its own may still reach the guest
+    stop_end_time: datetime | None = None
     # the guest finished a shutdown, and its process has not ended or been reset since
     finished: bool = False
     # who reset the guest last
@@ -65,7 +67,7 @@ def follow(trail: Trail, event: Event, operation: Operation | None) -> Trail:
         case EventKind.AGENT_CONNECTED:
             trail = replace(trail, agent=True)
         case EventKind.POWER_BUTTON:
-            by = _presser(operation)
+            by = _presser(trail, event, operation)
             trail = replace(trail, pressed_by=by, press_time=event.observe_time)
         case EventKind.GUEST_FINISHED:
             trail = replace(trail, finished=True)
@@ -82,6 +84,11 @@ def follow(trail: Trail, event: Event, operation: Operation | None) -> Trail:
     return trail
 
 
+def after_stop(trail: Trail, *, time: datetime) -> Trail:
+    """Return *trail* after a Stop of ours ended at *time* and left the VM up."""
+    return replace(trail, stop_end_time=time)
+
+
 def who_shut_down(trail: Trail, *, time: datetime) -> Initiator:
     """Return who made the guest shut down in order at *time*."""
     if trail.pressed_by is not None and trail.press_time is not None:
@@ -95,7 +102,12 @@ def who_reset(trail: Trail) -> Initiator:
     return trail.reset_by or UNKNOWN_INITIATOR
 
 
-def _presser(operation: Operation | None) -> Initiator:
-    if operation is None or not isinstance(operation.parameters, StopParameters):
-        return _OUT_OF_BAND
-    return Initiator(kind=InitiatorKind.CLIENT, actor=operation.actor, operation_id=operation.id)
+def _presser(trail: Trail, event: Event, operation: Operation | None) -> Initiator:
+    if operation is not None and isinstance(operation.parameters, StopParameters):
+        return Initiator(
+            kind=InitiatorKind.CLIENT, actor=operation.actor, operation_id=operation.id
+        )
+    ended = trail.stop_end_time
+    if ended is not None and abs(event.observe_time - ended) <= PRESS_COUNTS:
+        return UNKNOWN_INITIATOR
+    return _OUT_OF_BAND

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import auto
 
 from vmagentd.model.names import Name, VmUuid
-from vmagentd.model.vm import RawPair, Reason, Source, VmState
+from vmagentd.model.vm import RawPair, Reason, Source, Unresponsive, VmState
 
 
 class EventKind(Name):
@@ -95,6 +95,8 @@ class Sighting:
     run_id: int | None
     vcpus: int
     memory_bytes: int
+    # set if its hypervisor process does not answer libvirt
+    unresponsive: Unresponsive | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
