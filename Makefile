@@ -17,6 +17,13 @@ setup:  ## Install what is missing: Debian packages, .venv from requirements.loc
 demo: setup  ## See it work: a daemon, a watcher and a few VMs of libvirt's test driver
 	@$(PY) demo/first_light.py
 
+.PHONY: run
+run: setup  ## Run the daemon on libvirt's test driver; socket and journal in .run/ (ARGS=)
+	@mkdir -p .run
+	@echo "in another terminal: .venv/bin/vmagentctl --target unix:$(CURDIR)/.run/vmagentd.sock list"
+	@exec $(PY) -m vmagentd --libvirt-uri test:///default --socket $(CURDIR)/.run/vmagentd.sock \
+		--state-dir .run/state $(ARGS)
+
 .PHONY: test
 test:  ## Run all tests and linters; ARGS= goes to pytest
 	@scripts/setup test
