@@ -18,7 +18,7 @@ from enum import Enum, auto
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from vmagentd.lifecycle.moves import Change, To, Verdict, move
+from vmagentd.lifecycle.moves import COARSER, Change, To, Verdict, move
 from vmagentd.lifecycle.trails import NO_TRAIL, TRACES, Trail, who_reset
 from vmagentd.model import (
     UNKNOWN_INITIATOR,
@@ -258,6 +258,8 @@ def _target(vm: Vm | None, event: Event, standing: Standing) -> To | None:
     to = EVENTS[event.kind].get(standing)
     if vm is None:
         return to
+    if standing is _OFF and to is not None and vm.reason in COARSER.get(to.reason, ()):
+        return None  # a query was faster
     if standing is _COMING and event.kind in _RESUMED:
         return To(VmState.RUNNING, _ARRIVALS.get(vm.reason, Reason.BOOTED))
     if event.kind is EventKind.STOPPED_SHUTDOWN and vm.reason is not Reason.HOST_TERMINATION:

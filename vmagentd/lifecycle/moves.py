@@ -77,6 +77,12 @@ INITIATORS: Mapping[Reason, InitiatorKind] = MappingProxyType(
     | {Reason.HOST_REBOOTED: InitiatorKind.HOST_SHUTDOWN}
 )
 
+# Reasons that are said in coarser words for the same end: by a query, or by an event after one.
+COARSER: Mapping[Reason, frozenset[Reason]] = MappingProxyType({
+    Reason.CLEAN_SHUTDOWN: frozenset({Reason.KILLED_BY_HOST_SIGNAL}),
+    Reason.PROCESS_DIED: frozenset({Reason.GUEST_PANIC, Reason.START_FAILED}),
+})  # fmt: skip
+
 _BY_START = frozenset({
     Reason.STARTING_UP,
     Reason.BOOTED,

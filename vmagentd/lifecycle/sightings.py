@@ -8,10 +8,9 @@ reason of every VM that is off into UNKNOWN (measured, libvirt 9.0).
 from __future__ import annotations
 
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from vmagentd.lifecycle.moves import Change, To, Verdict, move
+from vmagentd.lifecycle.moves import COARSER, Change, To, Verdict, move
 from vmagentd.model import (
     UNKNOWN_INITIATOR,
     InitiatorKind,
@@ -26,14 +25,7 @@ from vmagentd.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime
-
-# What a query calls a thing that an event told more of: both are the same.
-_COARSER: Mapping[Reason, frozenset[Reason]] = MappingProxyType({
-    Reason.CLEAN_SHUTDOWN: frozenset({Reason.KILLED_BY_HOST_SIGNAL}),
-    Reason.PROCESS_DIED: frozenset({Reason.GUEST_PANIC}),
-})  # fmt: skip
 
 # Off, for a reason that libvirt may have forgotten.
 _REMEMBERED = frozenset({VmState.STOPPED, VmState.CRASHED, VmState.MIGRATED_AWAY})
@@ -143,7 +135,7 @@ def _moved(
     earliest = _last_certain(before) if known else None
     after = move(
         _defined(before, seen),
-        To(seen.state, seen.reason),
+        To(seen.state, _reason(before, seen)),
         active=seen.active,
         run_id=seen.run_id,
         time=time,
@@ -156,6 +148,16 @@ def _moved(
     if after.state is VmState.UNRECOGNIZED:
         after = replace(after, raw_state=seen.raw)
     return Change(kind=TransitionKind.STATE, vm=after, earliest_time=earliest)
+
+
+def _reason(before: Vm, seen: Sighting) -> Reason:
+    """Return why it is in the state *seen*, with what was known of its end before it ended."""
+    if before.active and not seen.active:
+        if before.state is seen.state and before.reason in COARSER.get(seen.reason, ()):
+            return before.reason
+        if (before.reason, seen.reason) == (Reason.HOST_TERMINATION, Reason.CLEAN_SHUTDOWN):
+            return Reason.KILLED_BY_HOST_SIGNAL
+    return seen.reason
 
 
 def _is_another_run(vm: Vm, seen: Sighting) -> bool:
@@ -182,4 +184,4 @@ def _contradicts(vm: Vm, seen: Sighting) -> bool:
         # among reasons to run the event's is the better one; a pause may have a deeper reason
         return vm.reason is Reason.PAUSED_BY_USER and seen.reason is not vm.reason
     # off for another reason than the one we know: it was up in between
-    return seen.reason is not vm.reason and vm.reason not in _COARSER.get(seen.reason, ())
+    return seen.reason is not vm.reason and vm.reason not in COARSER.get(seen.reason, ())

@@ -1,0 +1,249 @@
+"""One VM's story: facts told one by one, and what the journal would have made of them.
+
+Facts go through `Fold`, which is where a fact meets the ones before it; it is as pure as the
+tables it applies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from vmagentd.journal.fold import Fold
+from vmagentd.lifecycle.steps import end, step
+from vmagentd.model import (
+    Event,
+    EventKind,
+    Link,
+    LinkLost,
+    Operation,
+    OperationFailure,
+    OperationId,
+    OperationOutcome,
+    OperationPhase,
+    OperationStep,
+    Query,
+    RawPair,
+    Reason,
+    Revision,
+    Sighting,
+    Source,
+    StartParameters,
+    StopMode,
+    StopParameters,
+    Survey,
+    Transition,
+    TransitionKind,
+    Vm,
+    VmState,
+    VmUuid,
+)
+from vmagentd.model.operation import OnGraceExpired
+
+if TYPE_CHECKING:
+    from vmagentd.journal.fold import Batch, Fact
+
+VM = VmUuid("11111111-2222-4333-8444-555555555555")
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+
+START = StartParameters(timeout=60 * SECOND)
+STOP = StopParameters(
+    mode=StopMode.GRACEFUL, grace_period=60 * SECOND, on_grace_expired=OnGraceExpired.FAIL
+)
+FORCED_STOP = replace(STOP, mode=StopMode.FORCE)
+
+OFF = frozenset({VmState.STOPPED, VmState.SAVED, VmState.MIGRATED_AWAY, VmState.GONE})
+
+
+class Story:
+    """What happened so far, and what came of it."""
+
+    def __init__(self, vms: tuple[Vm, ...] = (), *, uuid: VmUuid = VM) -> None:
+        self.now = BEGIN
+        self.head = Revision(max((vm.revision for vm in vms), default=0))
+        self.uuid = uuid
+        self.transitions: list[Transition] = []
+        self.doubts: set[VmUuid] = set()
+        self.events = 0
+        self.link = 1
+        self._vms = {vm.uuid: vm for vm in vms}
+        self._fold = Fold(head=self.head, link=Link(connected=True), vms=vms, operations=())
+
+    @property
+    def vm(self) -> Vm:
+        return self._vms[self.uuid]
+
+    @property
+    def known(self) -> bool:
+        return self.uuid in self._vms
+
+    @property
+    def blind(self) -> bool:
+        return not self._fold.link.connected
+
+    def hear(
+        self,
+        kind: EventKind | str,
+        run_id: int | None = None,
+        *,
+        name: str = "a",
+        after: timedelta = SECOND,
+    ) -> list[Transition]:
+        """Tell an event, *after* the fact before it."""
+        self.now += after
+        self.events += 1
+        return self._tell(
+            Event(
+                number=self.events,
+                vm=self.uuid,
+                name=name,
+                kind=EventKind(kind),
+                raw=RawPair(0, 0),
+                run_id=run_id,
+                observe_time=self.now,
+            )
+        )
+
+    def sighting(
+        self,
+        state: VmState | str,
+        reason: Reason | str,
+        run_id: int | None = None,
+        *,
+        active: bool | None = None,
+        persistent: bool = True,
+        name: str = "a",
+    ) -> Sighting:
+        state = VmState(state)
+        if active is None:
+            active = state not in OFF and (state is not VmState.CRASHED or run_id is not None)
+        return Sighting(
+            vm=self.uuid,
+            name=name,
+            state=state,
+            reason=Reason(reason),
+            raw=RawPair(0, 0),
+            active=active,
+            persistent=persistent,
+            run_id=run_id if active else None,
+            vcpus=2,
+            memory_bytes=1 << 30,
+        )
+
+    def see(
+        self,
+        state: VmState | str,
+        reason: Reason | str,
+        run_id: int | None = None,
+        *,
+        active: bool | None = None,
+        persistent: bool = True,
+        name: str = "a",
+        since_event: int | None = None,
+        source: Source = Source.SURVEY,
+    ) -> list[Transition]:
+        """Tell what a look-up found; it began after the event numbered *since_event*."""
+        seen = self.sighting(
+            state, reason, run_id, active=active, persistent=persistent, name=name
+        )
+        return self.ask(seen, since_event=since_event, source=source)
+
+    def miss(
+        self, *, since_event: int | None = None, source: Source = Source.SURVEY
+    ) -> list[Transition]:
+        """Tell that a look-up found nothing."""
+        return self.ask(None, since_event=since_event, source=source)
+
+    def ask(
+        self, seen: Sighting | None, *, since_event: int | None, source: Source
+    ) -> list[Transition]:
+        self.now += SECOND
+        after_event = self.events if since_event is None else since_event
+        return self._tell(
+            Query(
+                vm=self.uuid,
+                sighting=seen,
+                after_event=after_event,
+                begin_time=self.now,
+                source=source,
+            )
+        )
+
+    def survey(
+        self, *sightings: Sighting, unreadable: tuple[VmUuid, ...] = (), link: int | None = None
+    ) -> list[Transition]:
+        self.now += SECOND
+        return self._tell(
+            Survey(
+                sightings=sightings,
+                unreadable=unreadable,
+                after_event=self.events,
+                begin_time=self.now,
+                link=self.link if link is None else link,
+            )
+        )
+
+    def lose_link(self) -> None:
+        self.now += SECOND
+        self._tell(LinkLost(time=self.now, cause="it ended", link=self.link))
+        self.link += 1
+
+    def accept(
+        self, parameters: StartParameters | StopParameters, *, number: int = 1
+    ) -> Operation:
+        self.now += SECOND
+        operation = Operation(
+            id=OperationId(f"op-{number}"),
+            vm=self.uuid,
+            vm_name="a",
+            actor="tester",
+            request_id=None,
+            parameters=parameters,
+            phase=OperationPhase.ACCEPTED,
+            steps=(OperationStep(phase=OperationPhase.ACCEPTED, time=self.now),),
+            accept_time=self.now,
+            deadline_time=self.now + 60 * SECOND,
+        )
+        self._tell(operation)
+        return operation
+
+    def take_step(self, operation: Operation, phase: OperationPhase) -> Operation:
+        self.now += SECOND
+        operation = step(operation, phase, time=self.now)
+        self._tell(operation)
+        return operation
+
+    def finish(
+        self, operation: Operation, *, failure: OperationFailure | None = None
+    ) -> list[Transition]:
+        self.now += SECOND
+        if failure is None:
+            done = OperationOutcome.DONE
+            ended = end(operation, OperationPhase.SUCCEEDED, time=self.now, outcome=done)
+        else:
+            ended = end(operation, OperationPhase.FAILED, time=self.now, failure=failure)
+        return self._tell(ended)
+
+    def _tell(self, fact: Fact) -> list[Transition]:
+        batch: Batch = self._fold.apply([fact])
+        self._fold.commit(batch)
+        self._vms |= batch.vms
+        self.head = batch.head
+        self.transitions += batch.transitions
+        self.doubts = batch.doubts
+        return batch.transitions
+
+
+def told(transitions: list[Transition]) -> list[str]:
+    """Return transitions in words: `RUNNING/BOOTED on #1`, with crashes if there were any."""
+    return [_words(transition) for transition in transitions]
+
+
+def _words(transition: Transition) -> str:
+    vm = transition.vm
+    kind = "" if transition.kind is TransitionKind.STATE else f"{transition.kind}: "
+    on = "on" if vm.active else "off"
+    crashes = f" crashes={vm.crash_count}" if vm.crash_count else ""
+    return f"{kind}{vm.state}/{vm.reason} {on} #{vm.incarnation}{crashes}"
