@@ -46,22 +46,25 @@ _T = TypeVar("_T")
 _LAST_WORDS = timedelta(seconds=1)
 
 
+# by whether the request and the response are streams
+_MAKE = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
 def handlers(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
     """Return *servicer*'s methods as handlers of *service*.
 
     Nothing is parsed here, see `Boundary`. A response that is bytes goes out as it is.
     """
-    return grpc.method_handlers_generic_handler(
-        service.full_name,
-        {
-            method.name: (
-                grpc.unary_stream_rpc_method_handler
-                if method.server_streaming
-                else grpc.unary_unary_rpc_method_handler
-            )(getattr(servicer, method.name), None, _encoded)
-            for method in service.methods
-        },
-    )
+    made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    for method in service.methods:
+        make = _MAKE[method.client_streaming, method.server_streaming]
+        made[method.name] = make(getattr(servicer, method.name), None, _encoded)
+    return grpc.method_handlers_generic_handler(service.full_name, made)
 
 
 class Boundary(aio.ServerInterceptor):

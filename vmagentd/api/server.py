@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from grpc import aio
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from vmagentd.api import health, requests
 from vmagentd.api.boundary import Boundary, handlers
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from vmagentd.api.servicer import Servicer
 
 log = logging.getLogger(__name__)
+
+_REFLECTION: Any = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+_SERVICES = (SERVICE.full_name, health.SERVICE.full_name, _REFLECTION.full_name)
 
 # The names that the health service knows. The first two are what load balancers ask for: both
 # serve while calls are taken, because a blind daemon, or one whose disk is full, still answers.
@@ -156,11 +159,14 @@ class Server:
 
     async def _start(self) -> None:
         server = aio.server(interceptors=[self._boundary], options=_options())
+        # All of them generic: with a method that is registered by its name, the core holds
+        # memory of a loop that has crashed, and writes to it (see `_keep_serving`).
         server.add_generic_rpc_handlers(
-            [handlers(SERVICE, self._servicer), handlers(health.SERVICE, self._health)]
-        )
-        reflection.enable_server_reflection(
-            (SERVICE.full_name, health.SERVICE.full_name, reflection.SERVICE_NAME), server
+            [
+                handlers(SERVICE, self._servicer),
+                handlers(health.SERVICE, self._health),
+                handlers(_REFLECTION, reflection.aio.ReflectionServicer(_SERVICES)),
+            ]
         )
         self._crashed.clear()
         self._socket.bind(server.add_insecure_port)
@@ -179,8 +185,8 @@ class Server:
         """Start a new gRPC server whenever the present one has ended by itself.
 
         A method name that is not UTF-8 ends gRPC's loop that takes calls (seen with grpcio
-        1.85.1): nothing is refused, but nobody is answered any more. Whoever may connect can
-        send one, so it must not be the end of the daemon. Streams break and resume.
+        1.85.1): calls go on, and no new one is answered any more. Whoever may connect can send
+        one, so it must not be the end of the daemon. Streams break and resume.
         """
         while True:
             await self._crashed.wait()

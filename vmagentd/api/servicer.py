@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar, assert_never, cast
+from typing import TYPE_CHECKING, Any, assert_never
 
 from vmagent.v1 import host_pb2, vm_pb2
 from vmagent.v1 import vm_agent_service_pb2 as pb
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from vmagentd.watch import Watch
 
     _Context = aio.ServicerContext[Any, Any]
-
-_T = TypeVar("_T")
 
 SERVICE = pb.DESCRIPTOR.services_by_name["VmAgentService"]
 
@@ -119,7 +117,7 @@ class Servicer:
             vms=asked.vms, resume=asked.resume, heartbeat_interval=asked.heartbeat_interval
         )
         frames = self._frames
-        async with _closing(seen):
+        async with aclosing(seen):
             async for item in seen:
                 match item:
                     case Changes(transitions=transitions):
@@ -264,15 +262,10 @@ class Servicer:
         )
 
 
-def _closing(items: AsyncIterator[_T]) -> aclosing[AsyncGenerator[_T, None]]:
-    """Close *items*, which is a generator, with the call and not at any time later."""
-    return aclosing(cast("AsyncGenerator[_T, None]", items))
-
-
-async def _told(steps: AsyncIterator[Operation]) -> AsyncGenerator[Operation, None]:
+async def _told(steps: AsyncGenerator[Operation]) -> AsyncGenerator[Operation, None]:
     """Yield the operation's steps; if it did not succeed, raise that after the last."""
     operation = None
-    async with _closing(steps):
+    async with aclosing(steps):
         async for operation in steps:
             yield operation
     if operation is not None and operation.failure is not None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import resource
 import stat
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -46,6 +46,20 @@ async def test_a_method_name_that_is_not_utf8_does_not_end_the_service(
         assert stat.S_IMODE(served.path.lstat().st_mode) == 0o600
         ours = [each for each in caplog.records if each.name.startswith("vmagentd")]
         assert [each.levelno for each in ours] == [logging.WARNING] * (n + 1)
+
+
+async def test_many_such_names_at_once_do_no_more_harm(served: Served) -> None:
+    """With methods registered by name the process died here: the core wrote to freed memory."""
+    bad = wire.PREFACE + wire.settings() + wire.call(b"/\xff") + wire.message(b"")
+
+    async def attack() -> None:
+        for _ in range(25):
+            with suppress(OSError):  # between two servers nobody listens
+                await wire.answer(served.path, bad)
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(attack() for _ in range(8)))
+        await served.stub.GetHost(pb.GetHostRequest(), wait_for_ready=True)
 
 
 async def silence(served: Served) -> None:
