@@ -56,8 +56,8 @@ def on_sighting(
 
 def confirm(vm: Vm, seen: Sighting | None, *, time: datetime) -> Vm:
     """Return *vm* with what a query confirms and no transition tells: it was true at *time*."""
-    run_id = seen.run_id if seen and seen.active and vm.active else vm.run_id
-    return replace(vm, verify_time=time, run_id=run_id)
+    told = seen.run_id if seen and seen.active and vm.active else None
+    return replace(vm, verify_time=time, run_id=told or vm.run_id)
 
 
 def on_absence(

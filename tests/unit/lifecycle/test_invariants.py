@@ -1,0 +1,287 @@
+"""Whatever comes in whatever order: what must hold of every transition, and does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.unit.lifecycle.story import FORCED_STOP, OFF, START, STOP, Story
+from vmagentd.hypervisor.translate import STATES
+from vmagentd.lifecycle.steps import STEPS
+from vmagentd.lifecycle.trails import TRACES
+from vmagentd.model import (
+    EventKind,
+    InitiatorKind,
+    Operation,
+    OperationFailure,
+    OperationPhase,
+    Reason,
+    Source,
+    StartParameters,
+    StopParameters,
+    Transition,
+    TransitionKind,
+    Vm,
+    VmState,
+)
+
+KINDS = st.sampled_from(EventKind)
+# Few processes, so that the same one often comes again; None is what libvirt says of some stops.
+RUNS = st.sampled_from([None, 1, 2, 3])
+# Every state that libvirt can answer with, and its reasons.
+SIGHTINGS = st.sampled_from(sorted({pair for reasons in STATES.values() for pair in reasons}))
+NAMES = st.sampled_from(["a", "b"])
+FAILURE = OperationFailure(error="GraceExpired", message="it did not")
+# Fields that a transition of a kind may change, beside its revision.
+MAY_CHANGE = {
+    TransitionKind.DEFINITION: {"name", "persistent", "vcpus", "memory_bytes"},
+    TransitionKind.OPERATION: {"active_operation_id", "last_start_error"},
+    TransitionKind.REBOOT: {"reason", "initiator", "source", "state_time", "earliest_time"},
+}
+
+
+def differences(before: Vm, after: Vm) -> set[str]:
+    names = set(Vm.__slots__) - {"revision", "verify_time", "run_id"}  # told by no transition
+    return {name for name in names if getattr(before, name) != getattr(after, name)}
+
+
+def check(before: Vm | None, transition: Transition) -> None:
+    """Check one transition against the VM as it was right before."""
+    vm = transition.vm
+    assert vm.revision == transition.revision
+    assert transition.previous_state == (before.state if before else None)
+    # state and activity
+    assert not (vm.active and vm.state in OFF)
+    assert not (vm.state is VmState.GONE and vm.persistent)
+    assert vm.active or vm.run_id is None
+    if not vm.active:
+        assert vm.state in OFF | {VmState.CRASHED, VmState.UNRECOGNIZED}
+    assert (vm.raw_state is not None) == (vm.state is VmState.UNRECOGNIZED)
+    # counters
+    incarnation = before.incarnation if before else 0
+    crashes = before.crash_count if before else 0
+    was_active = before is not None and before.active
+    was_crashed = before is not None and before.state is VmState.CRASHED
+    run_id = before.run_id if before else None
+    another = None not in {run_id, vm.run_id} and run_id != vm.run_id
+    assert vm.incarnation - incarnation == (vm.active and (not was_active or another))
+    assert vm.crash_count - crashes == (vm.state is VmState.CRASHED and not was_crashed)
+    # who and when
+    known = vm.initiator.actor is not None, vm.initiator.operation_id is not None
+    assert known == (vm.initiator.kind is InitiatorKind.CLIENT,) * 2
+    assert vm.state_time <= transition.time
+    assert transition.earliest_time is None or transition.earliest_time <= transition.time
+    if transition.source is Source.EVENT:
+        assert transition.earliest_time is None
+    # the kind says what changed, and something did
+    if transition.kind is TransitionKind.STATE:
+        assert (vm.state_time, vm.source) == (transition.time, transition.source)
+        assert vm.earliest_time == transition.earliest_time
+    if before is None:
+        assert transition.kind is TransitionKind.STATE
+        return
+    changed = differences(before, vm)
+    if transition.kind is TransitionKind.STATE:
+        assert changed & {"state", "reason", "active", "incarnation"}
+        assert "active_operation_id" not in changed
+    else:
+        assert changed <= MAY_CHANGE[transition.kind]
+        assert changed or transition.kind is TransitionKind.REBOOT
+
+
+class Machine(RuleBasedStateMachine):
+    """One VM that anything happens to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.story = Story()
+        self.operations: list[Operation] = []
+        self.under_way: Operation | None = None
+        self.before: Vm | None = None
+        self.checked = 0
+
+    @initialize(vm=st.booleans())
+    def _begin(self, *, vm: bool) -> None:
+        if vm:
+            self.story.see("STOPPED", "UNKNOWN")
+
+    @rule(kind=KINDS, run_id=RUNS, name=NAMES, twice=st.booleans())
+    def hear(self, kind: EventKind, run_id: int | None, name: str, *, twice: bool) -> None:
+        self.story.hear(kind, run_id, name=name)
+        if twice and kind is not EventKind.REBOOT:  # late enough it is another reboot
+            assert not self.story.hear(kind, run_id, name=name)
+
+    @rule(pair=SIGHTINGS, run_id=RUNS, name=NAMES, persistent=st.booleans(), mine=st.booleans())
+    def see(
+        self,
+        pair: tuple[VmState, Reason],
+        run_id: int | None,
+        name: str,
+        *,
+        persistent: bool,
+        mine: bool,
+    ) -> None:
+        source = Source.OPERATION if mine and self.under_way else Source.SURVEY
+        before = self.story.vm if self.story.known else None
+        self.story.see(*pair, run_id, name=name, persistent=persistent, source=source)
+        vm = self.story.vm
+        assert vm.verify_time == self.story.now
+        if (
+            pair[1] is Reason.UNKNOWN
+            and before is not None
+            and (before.state, before.active) == (vm.state, vm.active)
+        ):
+            same_run = before.incarnation == vm.incarnation
+            assert vm.reason is before.reason or not same_run or vm.state is VmState.GONE
+
+    @precondition(lambda self: self.story.known)
+    @rule(mine=st.booleans())
+    def miss(self, *, mine: bool) -> None:
+        source = Source.OPERATION if mine and self.under_way else Source.SURVEY
+        starting = self.under_way and isinstance(self.under_way.parameters, StartParameters)
+        before = self.story.vm.state
+        self.story.miss(source=source)
+        kept = starting and source is Source.SURVEY
+        assert self.story.vm.state is (before if kept else VmState.GONE)
+
+    @precondition(lambda self: self.story.events > 0)
+    @rule(pair=st.none() | SIGHTINGS)
+    def answer_too_late(self, pair: tuple[VmState, Reason] | None) -> None:
+        """A query that began before the last event."""
+        seen = self.story.sighting(*pair, 1) if pair else None
+        since, source = self.story.events, Source.SURVEY
+        self.story.hear(EventKind.DEFINED)
+        assert not self.story.ask(seen, since_event=since, source=source)
+        assert self.story.uuid in self.story.doubts
+
+    @rule()
+    def lose_link(self) -> None:
+        revision = self.story.head
+        self.story.lose_link()
+        assert self.story.head == revision  # blindness is no change of a VM
+
+    @precondition(lambda self: self.story.known and self.under_way is None)
+    @rule(parameters=st.sampled_from([START, STOP, FORCED_STOP]))
+    def accept(self, parameters: StartParameters | StopParameters) -> None:
+        self.under_way = self.story.accept(parameters, number=len(self.operations))
+        self.operations.append(self.under_way)
+
+    @precondition(lambda self: self.under_way is not None)
+    @rule(data=st.data())
+    def take_step(self, data: st.DataObject) -> None:
+        assert self.under_way is not None
+        following = sorted(p for p in STEPS[self.under_way.phase] if not p.final)
+        phase: OperationPhase = data.draw(st.sampled_from(following))
+        self.under_way = self.story.take_step(self.under_way, phase)
+
+    @precondition(lambda self: self.under_way is not None)
+    @rule(failed=st.booleans())
+    def finish(self, *, failed: bool) -> None:
+        assert self.under_way is not None
+        self.story.finish(self.under_way, failure=FAILURE if failed else None)
+        self.under_way = None
+
+    @invariant()
+    def every_transition_is_sound(self) -> None:
+        for transition in self.story.transitions[self.checked :]:
+            check(self.before, transition)
+            self.before = transition.vm
+        self.checked = len(self.story.transitions)
+
+    @invariant()
+    def the_transitions_tell_all(self) -> None:
+        revisions = [transition.revision for transition in self.story.transitions]
+        assert revisions == list(range(1, self.story.head + 1))
+        if self.before is not None:
+            assert not differences(self.before, self.story.vm)
+
+    @invariant()
+    def the_vm_bears_the_operation_that_is_under_way(self) -> None:
+        if self.story.known:
+            expected = self.under_way.id if self.under_way else None
+            assert self.story.vm.active_operation_id == expected
+
+    @invariant()
+    def a_client_is_blamed_for_its_own_operations_only(self) -> None:
+        if self.story.known and self.story.vm.initiator.kind is InitiatorKind.CLIENT:
+            mine = {operation.id for operation in self.operations}
+            assert self.story.vm.initiator.operation_id in mine
+
+
+def test_any_story() -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call] # it has no types
+        Machine,
+        settings=settings(max_examples=200, stateful_step_count=30, deadline=None),
+    )
+
+
+FACTS = st.lists(st.tuples(KINDS, RUNS), max_size=15)
+
+
+@settings(deadline=None)
+@given(facts=FACTS)
+def test_a_client_without_operations_is_never_blamed(
+    facts: list[tuple[EventKind, int | None]],
+) -> None:
+    story = Story()
+    for kind, run_id in facts:
+        story.hear(kind, run_id)
+    assert all(t.vm.initiator.kind is not InitiatorKind.CLIENT for t in story.transitions)
+
+
+@settings(deadline=None)
+@given(facts=FACTS, cut=st.integers(0, 15))
+def test_a_restart_in_between_changes_no_state(
+    facts: list[tuple[EventKind, int | None]], cut: int
+) -> None:
+    """What the next daemon makes of the rest follows from what the journal holds."""
+    whole = Story()
+    for kind, run_id in facts:
+        whole.hear(kind, run_id)
+    first = Story()
+    for kind, run_id in facts[:cut]:
+        first.hear(kind, run_id)
+    second = Story((first.vm,) if first.known else ())
+    second.now = first.now
+    for kind, run_id in facts[cut:]:
+        second.hear(kind, run_id)
+    assert whole.known == (first.known or second.known)
+    if whole.known:
+        # who it was may be lost with what was heard beside; what happened is not
+        alike = replace(second.vm, initiator=whole.vm.initiator, revision=whole.vm.revision)
+        assert alike == whole.vm
+
+
+@settings(deadline=None)
+@given(facts=FACTS)
+def test_traces_tell_who_and_never_what(facts: list[tuple[EventKind, int | None]]) -> None:
+    with_traces, without = Story(), Story()
+    for kind, run_id in facts:
+        assert not (with_traces.hear(kind, run_id) and kind in TRACES)
+        if kind not in TRACES:
+            without.hear(kind, run_id)
+    states = [
+        [(t.kind, t.vm.state, t.vm.reason, t.vm.incarnation) for t in story.transitions]
+        for story in (with_traces, without)
+    ]
+    assert states[0] == states[1]
+
+
+@settings(deadline=None)
+@given(facts=FACTS)
+def test_time_goes_on(facts: list[tuple[EventKind, int | None]]) -> None:
+    story = Story()
+    for kind, run_id in facts:
+        story.hear(kind, run_id)
+    assert all(a.time <= b.time for a, b in pairwise(story.transitions))
