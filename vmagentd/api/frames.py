@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # Far below the 4 MiB that clients accept: what a message holds is lost in flight as one.
 MAX_BYTES = 256 * 1024
 
+# A snapshot may have to be encoded anew, which holds the loop up; each part some 10 ms.
+MAX_SNAPSHOT_BYTES = 64 * 1024
+
 # How many transitions stay encoded. Watchers are close to the head or far behind: those far
 # behind share nothing with others.
 KEPT = 4096
@@ -38,7 +41,7 @@ class Frames:
 
     def snapshot(self, vms: Iterable[Vm]) -> Iterator[bytes]:
         """Yield messages that hold *vms*, in their order."""
-        return _joined(self._vm(vm) for vm in vms)
+        return _joined((self._vm(vm) for vm in vms), MAX_SNAPSHOT_BYTES)
 
     def snapshot_end(self, cursor: Cursor) -> bytes:
         """Return the message that ends a snapshot."""
@@ -46,7 +49,7 @@ class Frames:
 
     def changes(self, transitions: Iterable[Transition]) -> Iterator[bytes]:
         """Yield messages that hold *transitions*, in their order."""
-        return _joined(self._transition(transition) for transition in transitions)
+        return _joined((self._transition(each) for each in transitions), MAX_BYTES)
 
     def heartbeat(self, revision: Revision, link: Link, *, journal_writable: bool) -> bytes:
         """Return a sign of life."""
@@ -72,12 +75,12 @@ class Frames:
         return encoded
 
 
-def _joined(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield *parts* joined to messages of at most MAX_BYTES, or of one part if that is longer."""
+def _joined(parts: Iterable[bytes], limit: int) -> Iterator[bytes]:
+    """Yield *parts* joined to messages of at most *limit*, or of one part if that is longer."""
     batch: list[bytes] = []
     size = 0
     for part in parts:
-        if batch and size + len(part) > MAX_BYTES:
+        if batch and size + len(part) > limit:
             yield b"".join(batch)
             batch.clear()
             size = 0

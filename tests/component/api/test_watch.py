@@ -12,7 +12,7 @@ from vmagent.v1 import vm_agent_service_pb2 as pb
 from vmagent.v1.transition_pb2 import Cursor
 
 from vmagentd.api import convert
-from vmagentd.api.frames import MAX_BYTES
+from vmagentd.api.frames import MAX_BYTES, MAX_SNAPSHOT_BYTES
 
 from .conftest import refusal, sighting, uuid
 
@@ -115,7 +115,7 @@ async def test_a_large_snapshot_comes_in_parts(served: Served) -> None:
     await reader.until(lambda: reader.end)
     assert len(reader.vms) == len(set(reader.vms)) == count
     assert sum(reader.sizes) > 4 * 1024 * 1024
-    assert max(reader.sizes) <= MAX_BYTES
+    assert max(reader.sizes) <= MAX_SNAPSHOT_BYTES
 
 
 async def test_a_long_history_comes_in_parts(served: Served) -> None:

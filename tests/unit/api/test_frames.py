@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vmagent.v1.vm_agent_service_pb2 import WatchStatusResponse
 
 from vmagentd.api import convert
-from vmagentd.api.frames import KEPT, MAX_BYTES, Frames
+from vmagentd.api.frames import KEPT, MAX_SNAPSHOT_BYTES, Frames
 from vmagentd.model import Cursor, JournalId, Link, Revision, Transition, Vm
 
 from . import values
@@ -33,14 +33,14 @@ def test_a_snapshot_has_all_vms(vms: list[Vm]) -> None:
 def test_messages_are_bounded_and_as_few_as_can_be() -> None:
     vms = [values.a_vm("x" * 255, number=number) for number in range(1, 4000)]
     frames = list(Frames().snapshot(vms))
-    assert all(len(frame) <= MAX_BYTES for frame in frames)
-    assert len(frames) == -(-sum(map(len, frames)) // (MAX_BYTES - 400))
+    assert all(len(frame) <= MAX_SNAPSHOT_BYTES for frame in frames)
+    assert len(frames) == -(-sum(map(len, frames)) // (MAX_SNAPSHOT_BYTES - 400))
     names = [vm.uuid for frame in frames for vm in WatchStatusResponse.FromString(frame).vms]
     assert names == [vm.uuid for vm in vms]
 
 
 def test_one_that_is_too_long_goes_alone() -> None:
-    long = [values.a_vm("x" * MAX_BYTES, number=number) for number in (1, 2)]
+    long = [values.a_vm("x" * MAX_SNAPSHOT_BYTES, number=number) for number in (1, 2)]
     short = values.a_vm(number=3)
     frames = list(Frames().snapshot([short, *long, short]))
     assert [len(WatchStatusResponse.FromString(frame).vms) for frame in frames] == [1, 1, 1, 1]
