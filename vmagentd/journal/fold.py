@@ -8,7 +8,7 @@ no file: a batch that cannot be committed is dropped, and nothing has happened.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from vmagentd.lifecycle.events import on_event
 from vmagentd.lifecycle.sightings import confirm, on_absence, on_sighting
@@ -42,18 +42,44 @@ if TYPE_CHECKING:
 Fact: TypeAlias = Event | LinkLost | Survey | Query | Operation
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What the next fact on a VM is judged by, beside the VM itself."""
+
+    # the one under way
+    operation: Operation | None = None
+    # what was heard of its hypervisor process, if it is active
+    trail: Trail = NO_TRAIL
+    # its definition was removed while somebody listened
+    undefined: bool = False
+    # number of its last event: a query that began before it knows less
+    last_event: int = 0
+    # in which time without a break of the link `trail` and `undefined` were learned
+    era: int = 0
+
+
+_NO_CONTEXT: Final = Context()
+
+
 @dataclass(slots=True, kw_only=True)
 class Batch:
     """What some facts make of the journal; nothing of it holds before it is committed."""
 
     head: Revision
     link: Link
+    # counts the links that were lost: what was heard before the last loss proves nothing now
+    era: int
+    # the youngest link that was lost: a survey that went through it ends no blindness
+    lost_link: int
+    # whether QEMU's own events are heard, and were since a survey
+    heard: bool
     transitions: list[Transition] = field(default_factory=list)
     # VMs that a transition or a query touched, as they are after it
     vms: dict[VmUuid, Vm] = field(default_factory=dict)
     operations: dict[OperationId, Operation] = field(default_factory=dict)
     # VMs that libvirt is to be asked about
     doubts: set[VmUuid] = field(default_factory=set)
+    contexts: dict[VmUuid, Context] = field(default_factory=dict)
 
 
 class Fold:
@@ -65,22 +91,17 @@ class Fold:
         self.head = head
         self.link = link
         self._vms = {vm.uuid: vm for vm in vms}
-        # those under way; at most one per VM
-        self._operations = {operation.vm: operation for operation in operations}
-        # what was heard of each active VM's hypervisor process
-        self._trails: dict[VmUuid, Trail] = {}
-        # whether QEMU's own events are heard, and were since a survey
-        self._heard = False
-        # VMs whose definition was removed while somebody listened
-        self._undefined: set[VmUuid] = set()
-        # number of the last event of each VM: a query that began before it knows less
-        self._last_event: dict[VmUuid, int] = {}
-        # the youngest link that was lost: a survey that went through it ends no blindness
+        self._contexts = {
+            operation.vm: Context(operation=operation)  # at most one per VM
+            for operation in operations
+        }
+        self._era = 0
         self._lost_link = -1
+        self._heard = False
 
     def apply(self, facts: Iterable[Fact]) -> Batch:
         """Return what *facts* make of the journal as it is committed."""
-        batch = Batch(head=self.head, link=self.link)
+        batch = self._begin()
         for fact in facts:
             match fact:
                 case Event():
@@ -99,18 +120,43 @@ class Fold:
         """Take over *batch*: it is durable now."""
         self.head, self.link = batch.head, batch.link
         self._vms |= batch.vms
+        self._contexts |= batch.contexts
+        self._era, self._lost_link, self._heard = batch.era, batch.lost_link, batch.heard
+
+    def link_after(self, facts: Iterable[Fact]) -> Link:
+        """Return the link as *facts* make it, though no survey counts before its commit."""
+        batch = self._begin()
+        for fact in facts:
+            match fact:
+                case LinkLost():
+                    self._on_link_lost(fact, batch)
+                case Survey():
+                    self._on_link_up(fact, batch)
+                case _:
+                    pass
+        return replace(batch.link, last_survey_time=self.link.last_survey_time)
+
+    def _begin(self) -> Batch:
+        return Batch(
+            head=self.head,
+            link=self.link,
+            era=self._era,
+            lost_link=self._lost_link,
+            heard=self._heard,
+        )
 
     def _on_event(self, event: Event, batch: Batch) -> None:
-        operation = self._operations.get(event.vm)
-        trail = self._trails.get(event.vm, NO_TRAIL)
+        context = self._context(event.vm, batch)
+        operation, trail = context.operation, context.trail
         if event.kind in TRACES:
-            self._trails[event.vm] = follow(trail, event, operation)
+            trail = follow(trail, event, operation)
+            batch.contexts[event.vm] = replace(context, trail=trail)
             return
-        self._last_event[event.vm] = event.number
-        if event.kind is EventKind.UNDEFINED:
-            self._undefined.add(event.vm)
-        elif event.kind is EventKind.DEFINED:
-            self._undefined.discard(event.vm)
+        undefined = event.kind is EventKind.UNDEFINED or (
+            context.undefined and event.kind is not EventKind.DEFINED
+        )
+        context = replace(context, last_event=event.number, undefined=undefined)
+        batch.contexts[event.vm] = context
         verdict = on_event(self._vm(event.vm, batch), event, operation, trail)
         for change in verdict.changes:
             self._append(batch, change, event.observe_time, Source.EVENT, raw_event=event.raw)
@@ -118,11 +164,12 @@ class Fold:
             batch.doubts.add(event.vm)
 
     def _on_query(self, query: Query, batch: Batch) -> None:
-        if self._last_event.get(query.vm, 0) > query.after_event:
+        context = self._context(query.vm, batch)
+        if context.last_event > query.after_event:
             batch.doubts.add(query.vm)  # an event is younger than the answer: ask again
             return
         vm, seen, time = self._vm(query.vm, batch), query.sighting, query.begin_time
-        operation = self._operations.get(query.vm)
+        operation = context.operation
         if seen is not None:
             verdict = on_sighting(vm, seen, time=time, source=query.source, operation=operation)
         elif vm is not None:
@@ -131,7 +178,7 @@ class Fold:
                 time=time,
                 source=query.source,
                 operation=operation,
-                undefined=query.vm in self._undefined,
+                undefined=context.undefined,
             )
         else:
             return  # never heard of, and not there
@@ -154,16 +201,18 @@ class Fold:
             )
             self._on_query(query, batch)
         batch.doubts.update(survey.unreadable)
-        if survey.link > self._lost_link:
+        self._on_link_up(survey, batch)
+
+    def _on_link_up(self, survey: Survey, batch: Batch) -> None:
+        if survey.link > batch.lost_link:
             batch.link = Link(connected=True, last_survey_time=survey.begin_time)
-            self._heard = survey.monitored
+            batch.heard = survey.monitored
 
     def _on_link_lost(self, lost: LinkLost, batch: Batch) -> None:
-        self._lost_link = max(self._lost_link, lost.link)
+        batch.lost_link = max(batch.lost_link, lost.link)
         # from here on something may go unheard
-        self._heard = False
-        self._trails.clear()
-        self._undefined.clear()
+        batch.heard = False
+        batch.era += 1
         if batch.link.connected:
             batch.link = replace(
                 batch.link, connected=False, blind_since=lost.time, cause=lost.cause
@@ -171,24 +220,28 @@ class Fold:
 
     def _on_operation(self, operation: Operation, batch: Batch) -> None:
         batch.operations[operation.id] = operation
-        if operation.phase.final:
-            self._operations.pop(operation.vm, None)
-        else:
-            self._operations[operation.vm] = operation
+        context = self._context(operation.vm, batch)
+        context = replace(context, operation=None if operation.phase.final else operation)
         vm = self._vm(operation.vm, batch)
         if vm is None:
             message = f"operation {operation.id} on VM {operation.vm}, which was never recorded"
             raise AssertionError(message)
         time = operation.steps[-1].time
         if operation.verb is OperationVerb.STOP and operation.phase.final and vm.active:
-            trail = self._trails.get(vm.uuid, NO_TRAIL)
-            self._trails[vm.uuid] = after_stop(trail, time=time)
+            context = replace(context, trail=after_stop(context.trail, time=time))
+        batch.contexts[operation.vm] = context
         change = on_operation(vm, operation, time=time)
         if change is not None:
             self._append(batch, change, time, Source.OPERATION, operation=operation)
 
     def _vm(self, uuid: VmUuid, batch: Batch) -> Vm | None:
         return batch.vms.get(uuid) or self._vms.get(uuid)
+
+    def _context(self, uuid: VmUuid, batch: Batch) -> Context:
+        context = batch.contexts.get(uuid) or self._contexts.get(uuid) or _NO_CONTEXT
+        if context.era != batch.era:
+            context = replace(context, trail=NO_TRAIL, undefined=False, era=batch.era)
+        return context
 
     def _gone(self, uuid: VmUuid, batch: Batch) -> bool:
         vm = self._vm(uuid, batch)
@@ -209,11 +262,12 @@ class Fold:
         batch.head = Revision(batch.head + 1)
         vm = replace(change.vm, revision=batch.head)
         batch.vms[vm.uuid] = vm
+        context = self._context(vm.uuid, batch)
         if not vm.active:
-            self._trails.pop(vm.uuid, None)
+            batch.contexts[vm.uuid] = replace(context, trail=NO_TRAIL)
         elif before is None or vm.incarnation != before.incarnation:
             # a process that came up since a survey did not see it
-            self._trails[vm.uuid] = Trail(whole=self._heard)
+            batch.contexts[vm.uuid] = replace(context, trail=Trail(whole=batch.heard))
         batch.transitions.append(
             Transition(
                 revision=batch.head,
