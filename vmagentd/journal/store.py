@@ -70,6 +70,8 @@ class Journal:
         # replaced, not cleared, at each change, so that a waiter cannot miss one
         self._changed = asyncio.Event()
         self._closing = False
+        # what ended the writer; nothing can be committed any more
+        self._fault: BaseException | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
@@ -119,6 +121,9 @@ class Journal:
         if self._closing:
             raise ShuttingDown
         done = self._loop.create_future()
+        if self._fault is not None:
+            done.set_exception(JournalUnwritable(str(self._fault)))
+            return done
         self._waiting.add(done)
         done.add_done_callback(self._waiting.discard)
         self._writer.put(Entry(fact, done))
@@ -152,12 +157,15 @@ class Journal:
         if self._recent and self._recent[0].revision <= after + 1:
             begin = after + 1 - self._recent[0].revision
             return tuple(self._recent[begin : begin + PAGE])
-        which = HistoryFilter(min_revision=Revision(after + 1), oldest_first=True)
+        # a commit can be in the file a moment before it is shown here
+        which = HistoryFilter(
+            min_revision=Revision(after + 1), max_revision=self.head, oldest_first=True
+        )
         return await self.transitions(which, limit=PAGE)
 
     @property
     def changed(self) -> asyncio.Event:
-        """The event that is set at the next change of head, link or doubts.
+        """The event that is set at the next change of head, link, doubts or writability.
 
         Take it before looking, then wait for it: a change in between is not missed.
         """
@@ -201,12 +209,14 @@ class Journal:
 
     def _on_end(self, error: BaseException | None) -> None:
         """The writer has ended: by `close`, or by a fault after which nothing is promised."""
+        self._fault = error
+        self.writable = error is None
         for waiter in [*self._waiting]:
             if not waiter.done():
                 waiter.set_exception(JournalUnwritable(str(error)))
         self._ended.set_result(None)
+        self._wake()
         if error is not None:
-            self.writable = False
             self._fatal(error)
 
     def _on_commit(self, batch: Batch, done: Sequence[asyncio.Future[None]]) -> None:
@@ -220,11 +230,14 @@ class Journal:
             del self._recent[:-RECENT]
         self._doubts |= batch.doubts
         if batch.doubts or seen != (self.head, self.link):
-            changed, self._changed = self._changed, asyncio.Event()
-            changed.set()
+            self._wake()
         for waiter in done:
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     def _show(self, vm: Vm) -> None:
         before = self._vms.get(vm.uuid)
