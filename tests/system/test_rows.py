@@ -245,6 +245,8 @@ def test_managed_save_and_start(vms: Vms) -> None:
         "SAVED/SAVED by OUT_OF_BAND",
         "STARTING/RESTORED by OUT_OF_BAND, #2",
         "RUNNING/RESTORED by OUT_OF_BAND, #2",
+        # a query about the saved VM that finds it on its way up
+        perhaps="STARTING/STARTING_UP by OUT_OF_BAND, per SURVEY, #2",
     )
 
 

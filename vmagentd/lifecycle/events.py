@@ -93,8 +93,11 @@ EVENTS: Mapping[EventKind, Mapping[Standing, To]] = MappingProxyType({
     EventKind.STARTED_BOOTED: _row(VmState.STARTING, Reason.STARTING_UP, _OFF),
     EventKind.STARTED_RUNNING: _row(VmState.RUNNING, Reason.BOOTED, _OFF, _COMING),
     EventKind.STARTED_MIGRATED: _row(VmState.MIGRATING_IN, Reason.MIGRATED_IN, _OFF),
-    EventKind.STARTED_RESTORED: _row(VmState.STARTING, Reason.RESTORED, _OFF),
-    EventKind.STARTED_FROM_SNAPSHOT: _row(VmState.STARTING, Reason.REVERTED, _OFF),
+    # a query that was faster saw it coming, or waiting for its memory, and not from where
+    EventKind.STARTED_RESTORED: _row(VmState.STARTING, Reason.RESTORED, _OFF, _COMING, _HELD),
+    EventKind.STARTED_FROM_SNAPSHOT: _row(
+        VmState.STARTING, Reason.REVERTED, _OFF, _COMING, _HELD
+    ),
     EventKind.STARTED_WAKEUP: _row(VmState.RUNNING, Reason.WOKE_UP, _OFF, _HELD),
     EventKind.SUSPENDED_PAUSED: _paused(Reason.PAUSED_BY_USER),
     EventKind.SUSPENDED_MIGRATED: _paused(Reason.MIGRATING),
