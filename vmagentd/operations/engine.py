@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 from vmagentd.errors import (
     CancelledByStop,
+    JournalUnwritable,
     LibvirtUnreachable,
     OperationCancelled,
     OperationInProgress,
@@ -139,13 +140,6 @@ class Operations:
             operation = self._operation(operation_id, vm, parameters, actor, request_id)
             run = Run(operation, self._journal, self._domains)
             run.predecessor = met.call if met else None
-            self._runs[vm.uuid] = run
-            try:
-                await run.accept()
-            except VmagentdError as error:
-                del self._runs[vm.uuid]
-                run.abandon(error)
-                raise
             self._launch(run, resumed=False)
             return run
 
@@ -279,20 +273,34 @@ class Operations:
         )
 
     async def _see_through(self, run: Run, *, resumed: bool) -> None:
-        """Carry the operation out and commit how it ended, after the VM's true state."""
+        """Accept the operation, carry it out, and commit how it ended, after the VM's true state.
+
+        All in a task of its own: whoever asked may be gone at any moment, also before it is
+        accepted.
+        """
+        why: VmagentdError = ShuttingDown()
         try:
-            try:
-                outcome = await self._carry_out(run, resumed=resumed)
-            except VmagentdError as error:
-                await run.look_if_possible()
-                await self._fail(run, error)
-            else:
-                await run.end(OperationPhase.SUCCEEDED, outcome=outcome)
-                self._log(run.operation, outcome)
+            if not resumed:
+                await run.accept()
+            await self._conclude(run, resumed=resumed)
+        except JournalUnwritable as error:
+            why = error
         finally:
             # whoever waits for `over` finds the VM free
             del self._runs[run.operation.vm]
-            run.abandon(ShuttingDown())
+            run.abandon(why)
+
+    async def _conclude(self, run: Run, *, resumed: bool) -> None:
+        try:
+            outcome = await self._carry_out(run, resumed=resumed)
+        except JournalUnwritable:
+            raise
+        except VmagentdError as error:
+            await run.look_if_possible()
+            await self._fail(run, error)
+        else:
+            await run.end(OperationPhase.SUCCEEDED, outcome=outcome)
+            self._log(run.operation, outcome)
 
     async def _carry_out(self, run: Run, *, resumed: bool) -> OperationOutcome:
         match run.operation.parameters:
