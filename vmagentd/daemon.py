@@ -1,5 +1,6 @@
 """The whole daemon: opens everything in order, and closes it in reverse.
 
+    socket       held against other daemons; nobody can connect yet
     journal      held, checked, migrated; its writer runs
     libvirt      connecting; events are recorded from here on
     surveys      the first one is awaited, unless libvirt cannot be reached
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Never
 
 from vmagentd.api.server import Server
 from vmagentd.api.servicer import HostFacts, Servicer
+from vmagentd.api.socketfile import SocketFile
 from vmagentd.hypervisor.connection import Connection
 from vmagentd.hypervisor.domains import Domains
 from vmagentd.journal.store import open_journal
@@ -59,73 +61,77 @@ async def run(config: Config) -> None:
         StartupError: it cannot run; alone or in a group.
         BaseExceptionGroup: a task or a thread had a fault.
     """
+    ending = _Ending()
+    with SocketFile(config.socket, mode=config.socket_mode) as socket:
+        async with open_journal(config.state_dir, fatal=ending.fatal) as journal:
+            await _serve(config, socket, journal, ending)
+
+
+async def _serve(config: Config, socket: SocketFile, journal: Journal, ending: _Ending) -> None:
+    """Connect to libvirt, look, and serve until the end."""
     start_time = datetime.now(UTC)
     loop = asyncio.get_running_loop()
-    ended: asyncio.Future[str] = loop.create_future()
-    for ending in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(ending, _end, ended, ending.name)
+    looked = asyncio.Event()
 
-    def fatal(error: BaseException) -> None:
-        if not ended.done():
-            ended.set_exception(error)
+    def record(fact: Event | LinkLost) -> None:
+        journal.record(fact)
+        if isinstance(fact, LinkLost):
+            loop.call_soon_threadsafe(looked.set)
 
-    async with open_journal(config.state_dir, fatal=fatal) as journal:
-        looked = asyncio.Event()
+    # surveys are made from the connection that tells them to begin
+    def on_up() -> None:
+        surveys.want()
 
-        def record(fact: Event | LinkLost) -> None:
-            journal.record(fact)
-            if isinstance(fact, LinkLost):
-                loop.call_soon_threadsafe(looked.set)
+    connection = Connection(config.libvirt_uri, record=record, on_up=on_up, fatal=ending.fatal)
+    domains = Domains(connection)
+    surveys = Surveys(
+        journal,
+        survey=domains.survey,
+        look_up=domains.look_up,
+        interval=config.survey_interval,
+    )
+    async with _closing(connection, domains), _tasks() as tasks:
+        operations = Operations(journal, domains, tasks=tasks, times=_stop_times(config))
+        tasks.create_task(connection.keep(), name="link")
+        tasks.create_task(surveys.run(), name="surveys")
+        tasks.create_task(_recover(operations, surveys), name="recover")
+        await _first(ending.cause, looked.wait(), surveys.first_done.wait())
 
-        # surveys are made from the connection that tells them to begin
-        def on_up() -> None:
-            surveys.want()
-
-        connection = Connection(
-            config.libvirt_uri,
-            record=record,
-            on_up=on_up,
-            fatal=fatal,
+        host = _host(config, connection, start_time)
+        servicer = Servicer(
+            journal=journal, operations=operations, watch=Watch(journal), host=host
         )
-        domains = Domains(connection)
-        surveys = Surveys(
-            journal,
-            survey=domains.survey,
-            look_up=domains.look_up,
-            interval=config.survey_interval,
-        )
-        async with _closing(connection, domains), _tasks() as tasks:
-            operations = Operations(journal, domains, tasks=tasks, times=_stop_times(config))
-            tasks.create_task(connection.keep(), name="link")
-            tasks.create_task(surveys.run(), name="surveys")
-            tasks.create_task(_recover(operations, surveys), name="recover")
-            await _first(ended, looked.wait(), surveys.first_done.wait())
-
-            host = _host(config, connection, start_time)
-            servicer = Servicer(
-                journal=journal, operations=operations, watch=Watch(journal), host=host
+        async with Server(
+            servicer, socket=socket, grace=config.drain_timeout, tasks=tasks
+        ) as server:
+            tasks.create_task(_report_health(journal, server), name="health")
+            log.info(
+                "serving %d VMs of %s on %s%s",
+                len(journal.vms),
+                config.libvirt_uri,
+                config.socket,
+                "" if journal.link.connected else f", blind: {journal.link.cause}",
             )
-            async with Server(
-                servicer,
-                path=config.socket,
-                mode=config.socket_mode,
-                grace=config.drain_timeout,
-                tasks=tasks,
-            ) as server:
-                tasks.create_task(_report_health(journal, server), name="health")
-                log.info(
-                    "serving %d VMs of %s on %s%s",
-                    len(journal.vms),
-                    config.libvirt_uri,
-                    config.socket,
-                    "" if journal.link.connected else f", blind: {journal.link.cause}",
-                )
-                log.info("ending: %s", await ended)
+            log.info("ending: %s", await ending.cause)
 
 
-def _end(ended: asyncio.Future[str], cause: str) -> None:
-    if not ended.done():
-        ended.set_result(cause)
+class _Ending:
+    """Why the daemon ends: a signal, or the fault of a thread."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.cause: asyncio.Future[str] = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number.name)
+
+    def fatal(self, error: BaseException) -> None:
+        """End with *error*; the first cause counts."""
+        if not self.cause.done():
+            self.cause.set_exception(error)
+
+    def _signalled(self, name: str) -> None:
+        if not self.cause.done():
+            self.cause.set_result(name)
 
 
 @asynccontextmanager

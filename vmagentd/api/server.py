@@ -19,13 +19,12 @@ from vmagentd.api import health, requests
 from vmagentd.api.boundary import Boundary, handlers
 from vmagentd.api.health import Health
 from vmagentd.api.servicer import SERVICE
-from vmagentd.api.socketfile import SocketFile
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import TracebackType
 
     from vmagentd.api.servicer import Servicer
+    from vmagentd.api.socketfile import SocketFile
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +83,7 @@ class Server:
         self,
         servicer: Servicer,
         *,
-        path: Path,
-        mode: int = 0o600,
+        socket: SocketFile,
         grace: timedelta = timedelta(seconds=5),
         tasks: asyncio.TaskGroup,
     ) -> None:
@@ -93,13 +91,12 @@ class Server:
 
         Args:
             servicer: answers for the contract.
-            path: the socket's.
-            mode: of the socket's file; it decides who may connect.
+            socket: the place to serve on; entered, so that nobody else has it.
             grace: what short calls are given when draining.
             tasks: holds the server's own task, which ends with the server.
         """
         self._servicer = servicer
-        self._socket = SocketFile(path, mode=mode)
+        self._socket = socket
         self._grace = grace
         self._tasks = tasks
         self._boundary = Boundary()
@@ -113,10 +110,9 @@ class Server:
         """Serve. Durable facts must be there before: calls come in at once.
 
         Raises:
-            SocketInUse: the path cannot be had; nothing was changed.
+            SocketInUse: it cannot be bound; nothing was changed.
         """
         async with AsyncExitStack() as stack:
-            stack.enter_context(self._socket)
             stack.push_async_callback(self.drain)
             await self._start()
             for name in _CALLS:
@@ -132,7 +128,7 @@ class Server:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Drain, then give the socket up."""
+        """Drain."""
         await self._stack.__aexit__(exc_type, exc, traceback)
 
     def set_health(self, name: str, *, serving: bool) -> None:

@@ -25,6 +25,7 @@ from vmagent.v1.vm_agent_service_pb2_grpc import VmAgentServiceStub
 
 from vmagentd.api.server import Server
 from vmagentd.api.servicer import HostFacts, Servicer
+from vmagentd.api.socketfile import SocketFile
 from vmagentd.journal.store import Journal, open_journal
 from vmagentd.model import (
     HypervisorFacts,
@@ -148,6 +149,16 @@ def folder() -> Iterator[Path]:
 
 
 @asynccontextmanager
+async def serving_at(
+    path: Path, servicer: Servicer, tasks: asyncio.TaskGroup, *, grace: timedelta
+) -> AsyncIterator[Server]:
+    """A server at *path*."""
+    with SocketFile(path, mode=0o600) as socket:
+        async with Server(servicer, socket=socket, grace=grace, tasks=tasks) as server:
+            yield server
+
+
+@asynccontextmanager
 async def serving(
     folder: Path, *, grace: timedelta = timedelta(seconds=5)
 ) -> AsyncIterator[Served]:
@@ -173,7 +184,7 @@ async def serving(
         path = folder / "s"
         async with (
             asyncio.TaskGroup() as tasks,
-            Server(servicer, path=path, grace=grace, tasks=tasks) as server,
+            serving_at(path, servicer, tasks, grace=grace) as server,
             aio.insecure_channel(f"unix:{path}") as channel,
         ):
             yield Served(

@@ -7,19 +7,22 @@ import os
 import socket
 import stat
 import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from vmagent.v1 import vm_agent_service_pb2 as pb
 
-from vmagentd.api.server import Server
 from vmagentd.api.socketfile import MAX_PATH_BYTES, SocketFile
 from vmagentd.errors import SocketInUse
 
-from .conftest import serving, sighting
+from .conftest import serving, serving_at, sighting
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
+
+    from vmagentd.api.server import Server
 
     from .conftest import Served
 
@@ -77,10 +80,17 @@ def test_the_mode_is_the_one_asked_for(folder: Path, mode: int, mask: int) -> No
         os.umask(before)
 
 
+def _server(
+    served: Served, path: Path, tasks: asyncio.TaskGroup
+) -> AbstractAsyncContextManager[Server]:
+    """Another server of the same, at *path*."""
+    return serving_at(path, served.servicer, tasks, grace=timedelta(seconds=5))
+
+
 async def test_a_second_daemon_is_refused_and_the_first_serves_on(served: Served) -> None:
     async with asyncio.TaskGroup() as tasks:
         with pytest.raises(SocketInUse, match="another vmagentd serves it"):
-            async with Server(served.servicer, path=served.path, tasks=tasks):
+            async with _server(served, served.path, tasks):
                 pass
     await served.survey(sighting(1, "web"))
     assert (await served.stub.GetVm(pb.GetVmRequest(vm="web"))).vm.name == "web"
@@ -167,7 +177,7 @@ async def test_a_folder_that_is_gone_is_no_trouble_at_the_end(folder: Path) -> N
     async with (
         serving(folder) as served,
         asyncio.TaskGroup() as tasks,
-        Server(served.servicer, path=path, tasks=tasks),
+        _server(served, path, tasks),
     ):
         (folder / "run").rename(folder / "elsewhere")
 
@@ -201,8 +211,8 @@ async def test_what_grpc_cannot_bind_is_one_line_and_gives_the_path_back(served:
     in_the_way.write_text("")
     async with asyncio.TaskGroup() as tasks:
         with pytest.raises(SocketInUse, match="cannot be served"):
-            async with Server(served.servicer, path=path, tasks=tasks):
+            async with _server(served, path, tasks):
                 pass
         in_the_way.unlink()
-        async with Server(served.servicer, path=path, tasks=tasks):
+        async with _server(served, path, tasks):
             assert path.is_socket()
