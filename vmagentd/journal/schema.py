@@ -10,6 +10,7 @@ once it was released.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -21,13 +22,13 @@ from peewee import (
     SqliteDatabase,
     TextField,
 )
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from vmagentd.errors import JournalUnusable
 from vmagentd.model import Operation, Transition, Vm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from sqlite3 import Cursor
 
@@ -168,16 +169,27 @@ def open_for_writing(path: Path) -> SqliteDatabase:
     db = SqliteDatabase(
         str(path), pragmas=WRITER_PRAGMAS, thread_safe=False, check_same_thread=False
     )
-    try:
+    with usable(db, path):
         db.connect()
         _migrate(db, path)
-    except DatabaseError as error:
+    return db
+
+
+@contextmanager
+def usable(db: SqliteDatabase, path: Path) -> Iterator[None]:
+    """Close *db* if what is done with it in the block shows that the file is no sound journal.
+
+    Raises:
+        JournalUnusable: the file is no journal, is damaged, or is of a newer version.
+    """
+    try:
+        yield
+    except (DatabaseError, ValidationError) as error:
         db.close()
         raise JournalUnusable(str(path), f"{error}; move it away to begin a new one") from error
     except JournalUnusable:
         db.close()
         raise
-    return db
 
 
 def _migrate(db: SqliteDatabase, path: Path) -> None:

@@ -22,7 +22,7 @@ from vmagentd.errors import JournalUnwritable, ShuttingDown, StateDirInUse
 from vmagentd.journal import rows
 from vmagentd.journal.fold import Fold
 from vmagentd.journal.reader import Reader
-from vmagentd.journal.schema import open_for_writing
+from vmagentd.journal.schema import open_for_writing, usable
 from vmagentd.journal.writer import Entry, Writer
 from vmagentd.model import HistoryFilter, LinkLost, Revision, VmState, VmUuid
 
@@ -54,7 +54,7 @@ class Journal:
         self, path: Path, *, fatal: Callable[[BaseException], None], now: datetime
     ) -> None:
         db = open_for_writing(path)
-        with db.atomic("IMMEDIATE"):
+        with usable(db, path), db.atomic("IMMEDIATE"):
             self.id: JournalId = rows.journal_id(db)
             self.head, self.oldest = rows.head_and_oldest(db)
             self.link: Link = rows.load_link(db, now=now)

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import threading
 from contextlib import closing
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -197,7 +198,7 @@ class TestFollow:
             seen.append(last)
             if last == MANY:
                 break
-        assert all(b - a <= PAGE for a, b in zip(seen, seen[1:], strict=False))
+        assert all(b - a <= PAGE for a, b in pairwise(seen))
 
 
 class TestDoubts:
@@ -261,7 +262,7 @@ class TestTheEnd:
                     await journal.append(operation(1))
 
 
-class holding_the_file:  # noqa: N801 - reads like a statement
+class holding_the_file:
     """Nobody else can commit in the block; what waits for it goes on after."""
 
     def __init__(self, state_dir: Path) -> None:
