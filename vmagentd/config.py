@@ -29,16 +29,18 @@ def _duration(value: object) -> object:
     if not isinstance(value, str) or not _DURATION.fullmatch(value):
         message = 'expected a duration like "5s", "1m30s" or "500ms"'
         raise ValueError(message)
-    return timedelta(
-        seconds=sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value))
-    )
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value))
+    try:
+        return timedelta(seconds=seconds)
+    except OverflowError:
+        return timedelta.max  # more than any setting allows
 
 
 def _mode(value: object) -> object:
     """Read a file mode in octal, `"0660"`."""
     if isinstance(value, int):
         message = 'expected a file mode in quotes, like "0660"'
-        raise TypeError(message)
+        raise ValueError(message)  # noqa: TRY004 - of others pydantic makes no problem of ours
     if not isinstance(value, str) or not re.fullmatch(r"0?[0-7]{3}", value):
         message = 'expected a file mode in octal, like "0660"'
         raise ValueError(message)
