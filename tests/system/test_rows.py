@@ -5,16 +5,21 @@ it is defined and off.
 """
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import libvirt
 import pytest
 from vmagent.v1 import vm_agent_service_pb2 as pb
 
+from tests.system.conftest import SETTINGS
+from tests.system.daemon import Daemon
+from tests.system.deadline import until
 from tests.system.domains import Guest, Guests, Spec, Then, domain_xml
 from tests.system.guests import Behaviour, Roms
-from tests.system.history import tell
+from tests.system.history import check_history, state, tell
+from tests.system.libvirtd import PrivateLibvirtd
 from tests.system.vms import Vms
 from tests.system.watcher import Watcher
 
@@ -26,6 +31,9 @@ PAUSED = "PAUSED/PAUSED_BY_USER by OUT_OF_BAND"
 UNPAUSED = "RUNNING/UNPAUSED by OUT_OF_BAND"
 TERMINATING = "STOPPING/HOST_TERMINATION by OUT_OF_BAND"
 FORCED = "STOPPED/FORCED by OUT_OF_BAND"
+
+
+STARTING_UP = libvirt.VIR_DOMAIN_PAUSED_STARTING_UP
 
 
 def clean(initiator: str) -> list[str]:
@@ -107,6 +115,13 @@ ROWS = [
         id="panic, on_crash=destroy",
     ),
     Row(
+        Spec(Behaviour.PANIC, 0.2, on_crash=Then.COREDUMP_DESTROY),
+        nothing,
+        ["CRASHED/GUEST_PANIC by GUEST, active", "CRASHED/GUEST_PANIC by GUEST"],
+        perhaps=PAUSED,
+        id="panic, on_crash=coredump-destroy",
+    ),
+    Row(
         Spec(Behaviour.PANIC, 0.2, on_crash=Then.PRESERVE),
         nothing,
         ["CRASHED/GUEST_PANIC by GUEST, active"],
@@ -182,13 +197,12 @@ def test_a_start_that_fails_by_us(vms: Vms, roms: Roms) -> None:
     assert "could not load PC BIOS" in error.message
 
 
-def test_a_start_that_fails_by_others_is_told_by_nobody_and_found_later(
-    vms: Vms, roms: Roms
-) -> None:
+def test_a_start_that_fails_by_others_is_told_by_nobody(vms: Vms, roms: Roms) -> None:
     vm = vms.off(Spec(rom=roms.directory / "missing.rom"))
     with pytest.raises(libvirt.libvirtError, match="could not load PC BIOS"):
         vm.domain.create()
     vms.expect(vm)
+    # whoever looks finds it
     assert vms.stop(vm).result == "ALREADY_DONE"
     failed = "STOPPED/START_FAILED by OUT_OF_BAND, per OPERATION, #0"
     vms.expect(vm, operation(OFF), f"{failed}, late", f"OPERATION {failed}")
@@ -335,3 +349,61 @@ def test_each_change_tells_libvirts_own_numbers(vms: Vms, watcher: Watcher) -> N
         (libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_HOST),
         (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED),
     ]
+
+
+@pytest.fixture(scope="module")
+def surveying_daemon(libvirtd: PrivateLibvirtd) -> Iterator[Daemon]:
+    """A daemon that looks often: for what libvirt tells nobody of."""
+    settings = SETTINGS.replace('"1h"', '"500ms"')
+    with Daemon(libvirtd.uri, libvirtd.directory, settings=settings) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def surveying(surveying_daemon: Daemon, guest: Guests) -> Iterator[Vms]:
+    with Watcher(surveying_daemon.target) as watcher:
+        yield Vms(guest, surveying_daemon, watcher)
+        check_history(surveying_daemon.stub, watcher)
+
+
+def test_a_start_that_fails_by_others_is_found(surveying: Vms, roms: Roms) -> None:
+    vm = surveying.off(Spec(rom=roms.directory / "missing.rom"))
+    with pytest.raises(libvirt.libvirtError, match="could not load PC BIOS"):
+        vm.domain.create()
+    surveying.until(vm, "STOPPED/START_FAILED")
+
+
+def test_destroy_during_a_start(surveying: Vms) -> None:
+    """Libvirt tells of no STOPPED then, and calls it a start that failed."""
+    vm = surveying.off()
+    with ThreadPoolExecutor(1) as others:
+        starting = others.submit(on_a_connection_of_its_own, vm, libvirt.virDomain.create)
+        until(lambda: vm.state == (libvirt.VIR_DOMAIN_PAUSED, STARTING_UP), "on its way up")
+        vm.domain.destroy()
+        with pytest.raises(libvirt.libvirtError, match="monitor"):
+            starting.result()
+    surveying.until(vm, "STOPPED/START_FAILED")
+
+
+def test_a_process_that_does_not_answer_libvirt(surveying: Vms) -> None:
+    vm = surveying.up()
+    vm.signal(signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as others:
+        suspending = others.submit(on_a_connection_of_its_own, vm, libvirt.virDomain.suspend)
+        surveying.until_true(vm, lambda now: now.HasField("unresponsive"), "hangs")
+        assert state(surveying.vm(vm)) == "RUNNING/BOOTED"
+        vm.signal(signal.SIGCONT)
+        suspending.result()
+    surveying.until_true(vm, lambda now: not now.HasField("unresponsive"), "answers")
+    surveying.until(vm, "PAUSED/PAUSED_BY_USER")
+    hanging = [line for line in surveying.story(vm) if line.startswith("RESPONSIVENESS")]
+    assert len(hanging) == 2  # not any more
+
+
+def on_a_connection_of_its_own(vm: Guest, call: Callable[[libvirt.virDomain], object]) -> object:
+    """Have somebody else call: a call that waits keeps its connection to itself."""
+    connection = libvirt.open(vm.libvirtd.uri)
+    try:
+        return call(connection.lookupByUUIDString(vm.uuid))
+    finally:
+        connection.close()

@@ -39,7 +39,7 @@ class Vms:
         """Make a persistent guest and have others start it; its story begins before that."""
         guest = self.off(spec)
         guest.domain.create()
-        self._until(guest, lambda vm: vm.active, "up")
+        self.until_true(guest, lambda vm: vm.active, "up")
         return guest
 
     def transient(self, spec: Spec | None = None) -> Guest:
@@ -77,7 +77,17 @@ class Vms:
 
     def until(self, guest: Guest, wanted: str, *, within_s: float = 10.0) -> None:
         """Wait until the watcher has seen a guest in a state, like `RUNNING/BOOTED`."""
-        self._until(guest, lambda vm: state(vm) == wanted, wanted, within_s)
+        self.until_true(guest, lambda vm: state(vm) == wanted, wanted, within_s=within_s)
+
+    def until_true(
+        self, guest: Guest, fact: Callable[[Vm], object], what: str, *, within_s: float = 10.0
+    ) -> None:
+        """Wait until something holds of a guest as the watcher has it."""
+        self._watcher.until(
+            lambda: guest.uuid in self._watcher.vms and fact(self._watcher.vms[guest.uuid]),
+            f"{guest.name}: {what}",
+            within_s=within_s,
+        )
 
     def settle(self) -> None:
         """Wait until the daemon has come to the end of what libvirt has told so far.
@@ -106,13 +116,4 @@ class Vms:
         return self._marks.get(guest.uuid, 0)
 
     def _until_sized(self, guest: Guest) -> None:
-        self._until(guest, lambda vm: vm.vcpus, "looked at")
-
-    def _until(
-        self, guest: Guest, fact: Callable[[Vm], object], what: str, within_s: float = 10.0
-    ) -> None:
-        self._watcher.until(
-            lambda: guest.uuid in self._watcher.vms and fact(self._watcher.vms[guest.uuid]),
-            f"{guest.name} {what}",
-            within_s=within_s,
-        )
+        self.until_true(guest, lambda vm: vm.vcpus, "looked at")
