@@ -55,9 +55,10 @@ async def stop(run: Run, parameters: StopParameters, times: StopTimes) -> Operat
         return OperationOutcome.ALREADY_DONE
     if not run.forced:
         _refuse(vm)
-        if await _ask_guest(run, parameters, times):
-            return OperationOutcome.DONE
-    await _force(run, times)
+    if run.forced or not await _ask_guest(run, parameters, times):
+        await _force(run, times)
+    if not run.vm.persistent:
+        await run.look_if_possible()  # gone with its process, and that is told before the answer
     return OperationOutcome.DONE
 
 
@@ -99,9 +100,11 @@ async def _ask_guest(run: Run, parameters: StopParameters, times: StopTimes) -> 
             if loop.time() >= next_press:
                 next_press = loop.time() + times.press_interval.total_seconds()
                 await _press(run)
+                continue  # who interrupted meanwhile found nobody waiting
             wake = min(wake, next_press)
         elif vm.state is VmState.STOPPING and run.operation.phase is OperationPhase.SIGNALLED:
             await run.step(OperationPhase.WAITING)
+            continue
         async with run.until(wake):
             await run.reached(vm.revision, lambda _: True)
 
