@@ -70,10 +70,11 @@ def go_through(private: PrivateLibvirtd, daemon: Daemon, watcher: Watcher, vms: 
         "saved before": vms.up(),
         "killed": vms.up(),
         "transient, killed": vms.transient(),
-        # last, so that they act when libvirtd has gone
-        "panicked": vms.up(Spec(Behaviour.PANIC, 2.0, on_crash=Then.PRESERVE)),
-        "powered off": vms.up(Spec(Behaviour.POWEROFF, 2.0)),
+        "panicked": vms.up(Spec(Behaviour.PANIC, 1.0, on_crash=Then.PRESERVE)),
     }
+    guests["panicked"].signal(signal.SIGSTOP)  # it goes on when libvirtd has gone
+    guests["powered off"] = vms.up(Spec(Behaviour.POWEROFF, 1.0))
+    guests["powered off"].signal(signal.SIGSTOP)
     guests["paused"].domain.suspend()
     guests["destroyed before"].domain.destroy()
     guests["saved before"].domain.managedSave()
@@ -87,6 +88,8 @@ def go_through(private: PrivateLibvirtd, daemon: Daemon, watcher: Watcher, vms: 
     watcher.until(lambda: not watcher.heartbeats[-1].libvirt_connected, "blind")
     for name in ("killed", "transient, killed"):
         guests[name].signal(signal.SIGKILL)
+    for name in ("panicked", "powered off"):
+        guests[name].signal(signal.SIGCONT)
     host = daemon.host()
     records = {
         name: daemon.stub.GetVm(pb.GetVmRequest(vm=guest.uuid)) for name, guest in guests.items()

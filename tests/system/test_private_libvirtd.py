@@ -50,9 +50,13 @@ def test_what_guests_do_while_libvirtd_is_away(
 ) -> None:
     killed, transient, destroyed = own_guest(), own_guest(persistent=False), own_guest()
     destroyed.domain.destroy()
-    off = own_guest(Spec(Behaviour.POWEROFF, 0.5))
-    panicked = own_guest(Spec(Behaviour.PANIC, 0.5))
+    off = own_guest(Spec(Behaviour.POWEROFF, 1.0))
+    off.signal(signal.SIGSTOP)  # it goes on when libvirtd has gone
+    panicked = own_guest(Spec(Behaviour.PANIC, 1.0))
+    panicked.signal(signal.SIGSTOP)
     own_libvirtd.stop()
+    off.signal(signal.SIGCONT)
+    panicked.signal(signal.SIGCONT)
     killed.signal(signal.SIGKILL)
     transient.signal(signal.SIGKILL)
     until(lambda: own_libvirtd.qemu_status(off.name) == "shutdown", "guest off")

@@ -39,7 +39,7 @@ class Vms:
         """Make a persistent guest and have others start it; its story begins before that."""
         guest = self.off(spec)
         guest.domain.create()
-        self.until_true(guest, lambda vm: vm.active, "up")
+        self.until_true(guest, lambda vm: vm.incarnation, "up")
         return guest
 
     def transient(self, spec: Spec | None = None) -> Guest:
