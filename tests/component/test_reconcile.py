@@ -1,0 +1,209 @@
+"""When libvirt is asked though nobody did; libvirt is played by plain functions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.component.hypervisor.host import until
+from tests.component.journal.facts import SECOND, event, query, sighting, survey, uuid
+from vmagentd.errors import LibvirtBusy, LibvirtUnreachable
+from vmagentd.model import EventKind, VmState
+from vmagentd.reconcile import Surveys
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from vmagentd.journal.store import Journal
+    from vmagentd.model import Query, Survey, VmUuid
+
+SELDOM = 3600 * SECOND
+
+
+@dataclass
+class Libvirt:
+    """Answers as a test says, and keeps what it was asked."""
+
+    surveys: int = 0
+    asked: list[VmUuid] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+    # what answers for a VM; others run, as of the newest event
+    answers: dict[VmUuid, Callable[[], Awaitable[Query]]] = field(default_factory=dict)
+    events: int = 0
+
+    async def survey(self) -> Survey:
+        self.surveys += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return survey(sighting(1), sighting(2), after_event=self.events, link=1000 + self.surveys)
+
+    async def look_up(self, vm: VmUuid) -> Query:
+        self.asked.append(vm)
+        if vm in self.answers:
+            return await self.answers[vm]()
+        number = int(vm[:8], 16)
+        return query(sighting(number), number, after_event=self.events)
+
+
+@asynccontextmanager
+async def running(
+    journal: Journal, libvirt: Libvirt, *, interval: timedelta = SELDOM
+) -> AsyncIterator[Surveys]:
+    surveys = Surveys(journal, survey=libvirt.survey, look_up=libvirt.look_up, interval=interval)
+    task = asyncio.create_task(surveys.run())
+    try:
+        yield surveys
+        assert not task.done()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+class TestSurveys:
+    async def test_the_first_one_comes_when_the_link_does(self, journal: Journal) -> None:
+        libvirt = Libvirt()
+        async with running(journal, libvirt) as surveys:
+            await asyncio.sleep(0)
+            assert (libvirt.surveys, surveys.first_done.is_set()) == (0, False)
+            surveys.want()
+            await surveys.first_done.wait()
+            assert libvirt.surveys == 1
+            assert journal.link.connected  # it is committed
+            assert set(journal.vms) == {uuid(1), uuid(2)}
+
+    async def test_each_link_has_one(self, journal: Journal) -> None:
+        libvirt = Libvirt()
+        async with running(journal, libvirt) as surveys:
+            surveys.want()
+            await until(lambda: libvirt.surveys == 1, "the first survey")
+            surveys.want()
+            await until(lambda: libvirt.surveys == 2, "the second survey")
+
+    async def test_and_so_has_each_interval(self, journal: Journal) -> None:
+        libvirt = Libvirt()
+        async with running(journal, libvirt, interval=timedelta(milliseconds=20)):
+            await until(lambda: libvirt.surveys >= 4, "the fourth survey")
+
+    async def test_one_that_failed_is_tried_again_soon(
+        self, journal: Journal, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        libvirt = Libvirt(failures=[LibvirtBusy(None, 68, 10, "another job")])
+        async with running(journal, libvirt) as surveys:
+            surveys.want()
+            async with asyncio.timeout(10):
+                await surveys.first_done.wait()
+        assert libvirt.surveys == 2
+        assert [r.levelname for r in caplog.records if "survey failed" in r.message] == ["WARNING"]
+
+    async def test_blindness_is_no_failure_of_its_own(
+        self, journal: Journal, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        libvirt = Libvirt(failures=[LibvirtUnreachable("it ended")])
+        async with running(journal, libvirt) as surveys:
+            surveys.want()
+            await until(lambda: libvirt.surveys == 1, "the first survey")
+            assert not surveys.first_done.is_set()
+            surveys.want()  # the next link
+            await surveys.first_done.wait()
+        assert libvirt.surveys == 2
+        ours = [r for r in caplog.records if r.name.startswith("vmagentd")]
+        assert [r for r in ours if r.levelno >= logging.WARNING] == []
+
+    async def test_a_link_that_comes_during_a_survey_has_one_of_its_own(
+        self, journal: Journal
+    ) -> None:
+        libvirt = Libvirt()
+        gate = asyncio.Event()
+        ask = libvirt.survey
+
+        async def slow() -> Survey:
+            answer = await ask()
+            await gate.wait()
+            return answer
+
+        surveys = Surveys(journal, survey=slow, look_up=libvirt.look_up, interval=SELDOM)
+        task = asyncio.create_task(surveys.run())
+        surveys.want()
+        await until(lambda: libvirt.surveys == 1, "the first survey")
+        surveys.want()
+        gate.set()
+        await until(lambda: libvirt.surveys == 2, "the second survey")
+        task.cancel()
+        await asyncio.wait([task])
+
+
+class TestDoubts:
+    async def test_a_doubt_is_settled(self, journal: Journal) -> None:
+        libvirt = Libvirt(events=1)
+        async with running(journal, libvirt):
+            # STARTED says that there is a process; whether the guest runs, a query tells
+            await journal.append(event(1, kind=EventKind.STARTED_BOOTED))
+            await until(lambda: journal.vms[uuid(1)].state is VmState.RUNNING, "the answer")
+            assert libvirt.asked == [uuid(1)]
+            assert journal.vms[uuid(1)].vcpus == 2
+
+    async def test_an_answer_that_came_too_late_is_asked_for_again(self, journal: Journal) -> None:
+        libvirt = Libvirt(events=1)
+        gate = asyncio.Event()
+
+        async def late() -> Query:
+            answer = query(sighting(1), after_event=libvirt.events)
+            await gate.wait()
+            return answer
+
+        libvirt.answers[uuid(1)] = late
+        async with running(journal, libvirt):
+            await journal.append(event(1, kind=EventKind.STARTED_BOOTED))
+            await until(lambda: libvirt.asked == [uuid(1)], "the question")
+            libvirt.events = 2
+            await journal.append(event(2, kind=EventKind.STARTED_BOOTED))
+            gate.set()
+            await until(lambda: journal.vms[uuid(1)].state is VmState.RUNNING, "the answer")
+            assert libvirt.asked == [uuid(1), uuid(1)]
+
+    async def test_one_that_hangs_delays_no_other(self, journal: Journal) -> None:
+        libvirt = Libvirt(events=99)
+        hang = asyncio.Event()
+
+        async def hung() -> Query:
+            await hang.wait()
+            return query(sighting(1), after_event=libvirt.events)
+
+        libvirt.answers[uuid(1)] = hung
+        async with running(journal, libvirt):
+            for vm in range(1, 11):
+                await journal.append(event(vm, vm, EventKind.STARTED_BOOTED))
+            others = [uuid(vm) for vm in range(2, 11)]
+            await until(
+                lambda: all(journal.vms[vm].state is VmState.RUNNING for vm in others),
+                "the answers about all others",
+            )
+            assert journal.vms[uuid(1)].state is VmState.STARTING
+            hang.set()
+            await until(lambda: journal.vms[uuid(1)].state is VmState.RUNNING, "its own")
+
+    @pytest.mark.parametrize(
+        "error", [LibvirtBusy(uuid(1), 68, 10, "another job"), LibvirtUnreachable("it ended")]
+    )
+    async def test_one_that_fails_ends_nothing_and_can_come_again(
+        self, journal: Journal, error: Exception
+    ) -> None:
+        libvirt = Libvirt(events=1)
+
+        async def fail() -> Query:
+            raise error
+
+        libvirt.answers[uuid(1)] = fail
+        async with running(journal, libvirt):
+            await journal.append(event(1, kind=EventKind.STARTED_BOOTED))
+            await until(lambda: libvirt.asked == [uuid(1)], "the question")
+            del libvirt.answers[uuid(1)]
+            libvirt.events = 2
+            await journal.append(event(2, kind=EventKind.STOPPED_FAILED))
+            await until(lambda: len(libvirt.asked) == 2, "the next question")
