@@ -1,6 +1,7 @@
 """Start and Stop of real guests, as their callers see them."""
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -317,3 +318,36 @@ def test_a_stop_goes_on_after_the_daemon_was_killed(own_daemon: Daemon, guest: G
         assert state(vms.vm(vm)) == FORCED_OFF
         second.until(lambda: not second.vms[vm.uuid].active_operation_id, "it is over")
         check_history(own_daemon.stub, first, second)
+
+
+def test_a_start_is_settled_after_the_daemon_was_killed(own_daemon: Daemon, guest: Guests) -> None:
+    """A start that libvirt was asked for goes on; it is not asked again."""
+    request_id = str(uuid4())
+    with Watcher(own_daemon.target) as first:
+        vms = Vms(guest, own_daemon, first)
+        vm = vms.off()
+        starting = start(vms.stub, vm.uuid, request_id=request_id)
+        read_until(starting, "STARTING")
+        own_daemon.kill()
+    own_daemon.start()
+    with Watcher(own_daemon.target, resume=first.cursor) as second:
+        outcome = vms.start(vm, request_id=request_id)
+        assert outcome.result in {"DONE", "OPERATION_INTERRUPTED"}
+        assert (state(vms.vm(vm)) == UP) == (outcome.result == "DONE")
+        second.until(lambda: not second.vms[vm.uuid].active_operation_id, "it is over")
+        check_history(own_daemon.stub, first, second)
+
+
+def test_a_guest_that_hangs_delays_nobody_else(vms: Vms) -> None:
+    hung, healthy = vms.up(), vms.up()
+    hung.signal(signal.SIGSTOP)
+    graceful = vms.stopping(hung, grace_s=1)
+    with Clock() as clock:
+        assert vms.force_off(healthy).result == "DONE"
+        assert vms.start(healthy).result == "DONE"
+        assert vms.stop(healthy).result == "DONE"
+    assert clock.took_s < 5
+    # its own time is kept too, though the press has not come back
+    assert finished(graceful).result == "GRACE_EXPIRED"
+    hung.signal(signal.SIGCONT)
+    vms.until(hung, OFF)  # the press reaches it now
