@@ -51,6 +51,7 @@ _SECOND, _HOUR = timedelta(seconds=1), timedelta(hours=1)
 Duration = Annotated[
     timedelta, BeforeValidator(_duration), Field(ge=timedelta(milliseconds=100), le=_HOUR)
 ]
+Age = Annotated[timedelta, BeforeValidator(_duration), Field(ge=_HOUR, le=timedelta(days=3650))]
 FileMode = Annotated[int, BeforeValidator(_mode)]
 
 
@@ -65,6 +66,16 @@ class StopSettings(_Table):
     press_interval: Duration = timedelta(seconds=5)
     # how long a VM that is forced off may take before that counts as failed
     force_timeout: Duration = timedelta(seconds=60)
+
+
+class RetentionSettings(_Table):
+    """`[retention]`: how much history the journal keeps."""
+
+    # transitions: as many as are within both; the newest of each VM that is present always stays
+    transitions_max: Annotated[int, Field(ge=1000, le=100_000_000)] = 1_000_000
+    age_max: Age = timedelta(days=90)
+    # operations, and with them the request ids that they answer, this long after their end
+    operations_age: Age = timedelta(days=7)
 
 
 class Config(_Table):
@@ -84,6 +95,7 @@ class Config(_Table):
         timedelta, BeforeValidator(_duration), Field(ge=_SECOND, le=timedelta(seconds=60))
     ] = timedelta(seconds=2)
     stop: StopSettings = StopSettings()
+    retention: RetentionSettings = RetentionSettings()
 
 
 def load(file: Path | None, overrides: dict[str, object]) -> Config:

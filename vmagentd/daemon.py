@@ -29,6 +29,7 @@ from vmagentd.api.servicer import HostFacts, Servicer
 from vmagentd.api.socketfile import SocketFile
 from vmagentd.hypervisor.connection import Connection
 from vmagentd.hypervisor.domains import Domains
+from vmagentd.journal.retention import Limits
 from vmagentd.journal.store import open_journal
 from vmagentd.model import LinkLost
 from vmagentd.operations.engine import Operations
@@ -63,7 +64,9 @@ async def run(config: Config) -> None:
     """
     ending = _Ending()
     with SocketFile(config.socket, mode=config.socket_mode) as socket:
-        async with open_journal(config.state_dir, fatal=ending.fatal) as journal:
+        async with open_journal(
+            config.state_dir, fatal=ending.fatal, limits=_limits(config)
+        ) as journal:
             await _serve(config, socket, journal, ending)
 
 
@@ -181,6 +184,13 @@ async def _report_health(journal: Journal, server: Server) -> Never:
 def _stop_times(config: Config) -> StopTimes:
     return StopTimes(
         press_interval=config.stop.press_interval, force_timeout=config.stop.force_timeout
+    )
+
+
+def _limits(config: Config) -> Limits:
+    keep = config.retention
+    return Limits(
+        transitions=keep.transitions_max, age=keep.age_max, operations_age=keep.operations_age
     )
 
 

@@ -80,6 +80,8 @@ class Batch:
     # VMs that libvirt is to be asked about
     doubts: set[VmUuid] = field(default_factory=set)
     contexts: dict[VmUuid, Context] = field(default_factory=dict)
+    # every link in between: a blind time that begins and ends in here has been all the same
+    links: list[Link] = field(default_factory=list)
 
 
 class Fold:
@@ -206,6 +208,7 @@ class Fold:
     def _on_link_up(self, survey: Survey, batch: Batch) -> None:
         if survey.link > batch.lost_link:
             batch.link = Link(connected=True, last_survey_time=survey.begin_time)
+            batch.links.append(batch.link)
             batch.heard = survey.monitored
 
     def _on_link_lost(self, lost: LinkLost, batch: Batch) -> None:
@@ -217,6 +220,7 @@ class Fold:
             batch.link = replace(
                 batch.link, connected=False, blind_since=lost.time, cause=lost.cause
             )
+            batch.links.append(batch.link)
 
     def _on_operation(self, operation: Operation, batch: Batch) -> None:
         batch.operations[operation.id] = operation

@@ -10,7 +10,7 @@ once it was released.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +22,7 @@ from peewee import (
     SqliteDatabase,
     TextField,
 )
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from vmagentd.errors import JournalUnusable
 from vmagentd.model import Operation, Transition, Vm
@@ -30,7 +30,7 @@ from vmagentd.model import Operation, Transition, Vm
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-    from sqlite3 import Cursor
+    from sqlite3 import Connection, Cursor
 
 TRANSITION: Final = TypeAdapter(Transition)
 VM: Final = TypeAdapter(Vm)
@@ -153,7 +153,14 @@ MIGRATIONS: Final[tuple[Callable[[SqliteDatabase], None], ...]] = (_create,)
 # synchronous=FULL: in WAL mode NORMAL would lose the last commits at a power loss.
 # A busy_timeout, since an administrator may read the file with sqlite3 while we write.
 _COMMON = {"busy_timeout": 5000, "foreign_keys": 1, "temp_store": "memory"}
-WRITER_PRAGMAS: Final = {**_COMMON, "journal_mode": "wal", "synchronous": "full"}
+# A reader that stays long makes the log grow; after it the log is cut to this again.
+_LOG_BYTES: Final = 16 << 20
+WRITER_PRAGMAS: Final = {
+    **_COMMON,
+    "journal_mode": "wal",
+    "synchronous": "full",
+    "journal_size_limit": _LOG_BYTES,
+}
 READER_PRAGMAS: Final = {**_COMMON, "query_only": 1}
 
 
@@ -163,33 +170,43 @@ def open_for_writing(path: Path) -> SqliteDatabase:
     To be used by one thread alone, any one.
 
     Raises:
-        JournalUnusable: the file is no journal, is damaged, or is of a newer version.
+        JournalUnusable: the file is of a newer version.
+        DatabaseError: what SQLite has against it.
     """
     # one thread at a time uses it, but the one that opens it is not the one that writes
     db = SqliteDatabase(
         str(path), pragmas=WRITER_PRAGMAS, thread_safe=False, check_same_thread=False
     )
-    with usable(db, path):
+    try:
         db.connect()
         _migrate(db, path)
+    except BaseException:
+        with suppress(DatabaseError):  # of two errors the first tells more
+            db.close()
+        raise
     return db
 
 
 @contextmanager
-def usable(db: SqliteDatabase, path: Path) -> Iterator[None]:
-    """Close *db* if what is done with it in the block shows that the file is no sound journal.
+def writing(db: SqliteDatabase) -> Iterator[None]:
+    """Make one transaction of what is done inside.
 
-    Raises:
-        JournalUnusable: the file is no journal, is damaged, or is of a newer version.
+    Not peewee's: if a commit fails because of the disk, SQLite may have rolled back by itself,
+    and peewee then raises that there is nothing to roll back, and not what has happened.
     """
+    sql(db, "BEGIN IMMEDIATE")
     try:
         yield
-    except (DatabaseError, ValidationError) as error:
-        db.close()
-        raise JournalUnusable(str(path), f"{error}; move it away to begin a new one") from error
-    except JournalUnusable:
-        db.close()
+        sql(db, "COMMIT")
+    except BaseException:
+        if _connection(db).in_transaction:
+            sql(db, "ROLLBACK")
         raise
+
+
+def _connection(db: SqliteDatabase) -> Connection:
+    connection: Connection = db.connection()  # type: ignore[no-untyped-call] # not in its stubs
+    return connection
 
 
 def _migrate(db: SqliteDatabase, path: Path) -> None:

@@ -11,23 +11,25 @@ Runs on the event loop, but for `record`.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeAlias
 from uuid import UUID
 
-from vmagentd.errors import JournalUnwritable, ShuttingDown, StateDirInUse
+from vmagentd.errors import JournalUnwritable, ShuttingDown
 from vmagentd.journal import rows
-from vmagentd.journal.fold import Fold
+from vmagentd.journal.backlog import Entry
+from vmagentd.journal.disk import Ballast
+from vmagentd.journal.file import InUse, held, open_file
 from vmagentd.journal.reader import Reader
-from vmagentd.journal.schema import open_for_writing, usable
-from vmagentd.journal.writer import Entry, Writer
+from vmagentd.journal.retention import NO_LIMITS, Limits, Retention, steady_clock
+from vmagentd.journal.writer import Told, Writer
 from vmagentd.model import HistoryFilter, LinkLost, Revision, VmState, VmUuid
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from vmagentd.journal.fold import Batch, Fact
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
         Vm,
     )
 
+P = ParamSpec("P")
+Waiter: TypeAlias = "asyncio.Future[None]"
+
 # The newest transitions are kept in memory: a watcher that keeps up never touches SQLite.
 RECENT: Final = 2048
 # Most transitions that a follower gets at once.
@@ -51,18 +56,21 @@ class Journal:
     """The journal of one host. Made by `open_journal`."""
 
     def __init__(
-        self, path: Path, *, fatal: Callable[[BaseException], None], now: datetime
+        self,
+        path: Path,
+        *,
+        fatal: Callable[[BaseException], None],
+        limits: Limits,
+        now: Callable[[], datetime],
     ) -> None:
-        db = open_for_writing(path)
-        with usable(db, path), db.atomic("IMMEDIATE"):
-            self.id: JournalId = rows.journal_id(db)
-            self.head, self.oldest = rows.head_and_oldest(db)
-            self.link: Link = rows.load_link(db, now=now)
-            rows.write_link(db, self.link)
-            vms = rows.load_vms(db)
-            # operations that were under way when the last daemon ended, oldest first
-            self.left_open: Sequence[Operation] = rows.load_open_operations(db)
+        ballast = Ballast(path.with_name("ballast"))
+        kept = open_file(path, ballast, now=now())
+        self.id: JournalId = kept.id
+        self.head, self.link, self.oldest = kept.fold.head, kept.fold.link, kept.oldest
+        # operations that were under way when the last daemon ended, oldest first
+        self.left_open: Sequence[Operation] = kept.open_operations
         self.writable = True
+        vms = kept.vms
         self._vms = {vm.uuid: vm for vm in vms}
         self._names = {vm.name: vm.uuid for vm in vms if vm.state is not VmState.GONE}
         self._recent: list[Transition] = []
@@ -70,20 +78,31 @@ class Journal:
         # replaced, not cleared, at each change, so that a waiter cannot miss one
         self._changed = asyncio.Event()
         self._closing = False
-        # what ended the writer; nothing can be committed any more
-        self._fault: BaseException | None = None
+        # why nothing can be committed, when that is so
+        self._cause = "it is closed"
         self._waiting: set[asyncio.Future[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
         self._fatal = fatal
-        self._reader = Reader(path)
-        fold = Fold(head=self.head, link=self.link, vms=vms, operations=self.left_open)
+        self._now = now
+        in_use = InUse(path)
         self._writer = Writer(
-            db,
-            fold,
-            committed=lambda *commit: self._loop.call_soon_threadsafe(self._on_commit, *commit),
-            ended=lambda error: self._loop.call_soon_threadsafe(self._on_end, error),
+            kept.db,
+            kept.fold,
+            path=path,
+            in_use=in_use,
+            ballast=ballast,
+            retention=Retention(limits, Revision(kept.oldest - 1), now=steady_clock(now)),
+            tell=Told(
+                committed=self._on_loop(self._on_commit),
+                unwritable=self._on_loop(self._on_unwritable),
+                writable=self._on_loop(self._on_writable),
+                compacted=self._on_loop(self._on_compacted),
+                ended=self._on_loop(self._on_end),
+            ),
+            now=now,
         )
+        self._reader = Reader(path, in_use, damaged=self._writer.end)
         self._writer.start()
 
     @property
@@ -108,30 +127,52 @@ class Journal:
         """Hand over a fact. From any thread; returns at once, before it is durable."""
         self._writer.put(Entry(fact))
 
-    def submit(self, fact: Fact) -> asyncio.Future[None]:
+    def submit(self, fact: Fact, *, now_or_never: bool = False) -> asyncio.Future[None]:
         """Hand over a fact; the future is done once it is durable and shown.
 
         On return it has its place in the order: whatever libvirt says from now on comes after it.
-        Cancelling the future does not take it back.
+        While the disk takes nothing it waits, unless it is *now_or_never*. Cancelling the future
+        does not take it back.
 
         Raises:
             ShuttingDown: the journal is being closed.
-            JournalUnwritable: by the future: it was not committed.
+            JournalUnwritable: by the future: it was not committed, and will not be.
         """
         if self._closing:
             raise ShuttingDown
         done = self._loop.create_future()
-        if self._fault is not None:
-            done.set_exception(JournalUnwritable(str(self._fault)))
+        if self._ended.done():
+            done.set_exception(JournalUnwritable(self._cause))
             return done
         self._waiting.add(done)
         done.add_done_callback(self._waiting.discard)
-        self._writer.put(Entry(fact, done))
+        self._writer.put(Entry(fact, done, now_or_never))
         return done
 
     async def append(self, fact: Fact) -> None:
-        """Hand over a fact. Durable and shown on return; see `submit`."""
+        """Hand over a fact. Durable and shown on return, however long that takes; see `submit`."""
         await self.submit(fact)
+
+    async def accept(self, operation: Operation) -> None:
+        """Commit a new operation, or refuse it. Durable and shown on return.
+
+        Unlike its later steps, which tell what has happened, it does not wait for a full disk.
+
+        Raises:
+            ShuttingDown: the journal is being closed.
+            JournalUnwritable: it is not accepted, and will not be.
+        """
+        self.check_writable()
+        await self.submit(operation, now_or_never=True)
+
+    def check_writable(self) -> None:
+        """Raise if nothing new can be promised now.
+
+        Raises:
+            JournalUnwritable: nothing can be committed.
+        """
+        if not self.writable:
+            raise JournalUnwritable(self._cause)
 
     async def follow(self, after: Revision) -> AsyncIterator[tuple[Transition, ...]]:
         """Yield all transitions after *after*, in order, for ever, as many at once as there are.
@@ -161,7 +202,12 @@ class Journal:
         which = HistoryFilter(
             min_revision=Revision(after + 1), max_revision=self.head, oldest_first=True
         )
-        return await self.transitions(which, limit=PAGE)
+        page = await self.transitions(which, limit=PAGE)
+        if page and page[-1].revision - page[0].revision >= len(page):
+            # compacted meanwhile: what is kept before `oldest` has gaps, and a page has none
+            whole = (t for t, place in zip(page, count(page[0].revision)) if t.revision == place)
+            page = tuple(whole)
+        return page
 
     @property
     def changed(self) -> asyncio.Event:
@@ -201,25 +247,48 @@ class Journal:
     async def close(self) -> None:
         """Commit all that was handed over, and that nobody looks from now on."""
         self._closing = True
-        now = datetime.now(UTC)
-        self.record(LinkLost(time=now, cause="vmagentd was stopped", link=0))
+        self.record(LinkLost(time=self._now(), cause="vmagentd was stopped", link=0))
         self._writer.stop()
         await self._ended
         self._reader.close()
 
+    def _on_loop(self, call: Callable[P, object]) -> Callable[P, object]:
+        """Return what has *call* called on the loop, from another thread."""
+
+        def post(*args: P.args, **kwargs: P.kwargs) -> None:
+            self._loop.call_soon_threadsafe(partial(call, *args, **kwargs))
+
+        return post
+
     def _on_end(self, error: BaseException | None) -> None:
         """The writer has ended: by `close`, or by a fault after which nothing is promised."""
-        self._fault = error
-        self.writable = error is None
-        for waiter in [*self._waiting]:
-            if not waiter.done():
-                waiter.set_exception(JournalUnwritable(str(error)))
+        if error is not None:
+            self._cause, self.writable = str(error), False
+        self._refuse([*self._waiting])
         self._ended.set_result(None)
         self._wake()
         if error is not None:
             self._fatal(error)
 
-    def _on_commit(self, batch: Batch, done: Sequence[asyncio.Future[None]]) -> None:
+    def _on_unwritable(self, cause: str, link: Link, refused: Sequence[Waiter]) -> None:
+        """Tell that nothing can be committed, how the link is all the same, and whom we refuse."""
+        self._cause, self.link, self.writable = cause, link, False
+        self._wake()
+        self._refuse(refused)
+
+    def _on_writable(self) -> None:
+        self.writable = True
+        self._wake()
+
+    def _on_compacted(self, to: Revision) -> None:
+        self.oldest = Revision(to + 1)
+
+    def _refuse(self, waiters: Sequence[Waiter]) -> None:
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(JournalUnwritable(self._cause))
+
+    def _on_commit(self, batch: Batch, done: Sequence[Waiter]) -> None:
         """Show what was committed, then tell those who waited for it."""
         seen = (self.head, self.link)
         self.head, self.link = batch.head, batch.link
@@ -248,42 +317,28 @@ class Journal:
         self._vms[vm.uuid] = vm
 
 
-@contextmanager
-def _held(state_dir: Path) -> Iterator[None]:
-    """Hold *state_dir* against other daemons; the kernel lets go of it when the process ends.
-
-    Raises:
-        StateDirInUse: another daemon holds it, or it cannot be used.
-    """
-    try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StateDirInUse(str(state_dir), error.strerror or str(error)) from error
-    with closing(os.fdopen(lock)):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StateDirInUse(str(state_dir), "another vmagentd holds it") from error
-        yield
-
-
 @asynccontextmanager
 async def open_journal(
-    state_dir: Path, *, fatal: Callable[[BaseException], None]
+    state_dir: Path,
+    *,
+    fatal: Callable[[BaseException], None],
+    limits: Limits = NO_LIMITS,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> AsyncIterator[Journal]:
     """Hold *state_dir*, and yield the journal in it.
 
     Args:
         state_dir: a directory of the daemon's own; made if it is not there.
         fatal: called on the loop if the journal cannot go on.
+        limits: how much history is kept.
+        now: the host's clock.
 
     Raises:
         StateDirInUse: another daemon holds it, or it cannot be used.
-        JournalUnusable: its file cannot be used by this version.
+        JournalUnusable: its file is a newer version's, or its disk does not let us.
     """
-    with _held(state_dir):
-        journal = Journal(state_dir / "journal.db", fatal=fatal, now=datetime.now(UTC))
+    with held(state_dir):
+        journal = Journal(state_dir / "journal.db", fatal=fatal, limits=limits, now=now)
         try:
             yield journal
         finally:

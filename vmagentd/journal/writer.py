@@ -1,36 +1,74 @@
 """Appends to the journal.
 
 Owns the only writing connection and the `journal-writer` thread; all SQL writes happen there.
-Facts that wait together share one transaction and one fsync.
+Facts that wait together share one transaction and one fsync. While the disk takes nothing they
+wait here, and nothing of them is acknowledged or shown; between commits old history is dropped.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from vmagentd.journal.rows import insert_transitions, write_link, write_operations, write_vms
+from vmagentd.journal.backlog import Backlog, Entry
+from vmagentd.journal.disk import DATABASE_ERRORS, Fault, cause, fault
+from vmagentd.journal.file import set_aside
+from vmagentd.journal.rows import (
+    insert_transitions,
+    write_link,
+    write_meta,
+    write_operations,
+    write_vms,
+)
+from vmagentd.journal.schema import writing
+from vmagentd.model import LinkLost, Survey
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
+    from datetime import datetime
+    from pathlib import Path
 
     from peewee import SqliteDatabase
 
-    from vmagentd.journal.fold import Batch, Fact, Fold
+    from vmagentd.journal.disk import Ballast
+    from vmagentd.journal.file import InUse
+    from vmagentd.journal.fold import Batch, Fold
+    from vmagentd.journal.retention import Retention
+    from vmagentd.model import Link, Revision
+
+log = logging.getLogger(__name__)
 
 # Bounds one transaction, and so how long a fact waits for those before it.
 MAX_BATCH: Final = 256
+# Between two attempts while nothing can be written.
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 0.05, 1.0
+# How often an idle journal looks after its files, its ballast and its history.
+_ROUND_S: Final = 5.0
+# Between two steps of a retention that has more to do: it leaves most of the disk to others.
+_STEP_S: Final = 0.02
+
+Waiters: TypeAlias = "list[asyncio.Future[None]]"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A fact in the inbox, and the future that its commit resolves."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What the writer tells; each is called in its thread."""
 
-    fact: Fact
-    done: asyncio.Future[None] | None = None
+    # after each commit, with those who wait for it
+    committed: Callable[[Batch, Waiters], object]
+    # nothing can be committed: the cause, the link as it is by now, who is refused. Again when
+    # the link changes.
+    unwritable: Callable[[str, Link, Waiters], object]
+    writable: Callable[[], object]
+    # history up to there is not complete any more
+    compacted: Callable[[Revision], object]
+    # its last act, with the error that ended it, if any
+    ended: Callable[[BaseException | None], object]
 
 
 class Writer:
@@ -41,24 +79,38 @@ class Writer:
         db: SqliteDatabase,
         fold: Fold,
         *,
-        committed: Callable[[Batch, Sequence[asyncio.Future[None]]], object],
-        ended: Callable[[BaseException | None], object],
+        path: Path,
+        in_use: InUse,
+        ballast: Ballast,
+        retention: Retention,
+        tell: Told,
+        now: Callable[[], datetime],
     ) -> None:
-        """Take over *db* and *fold*: from `start` on only this thread uses them.
+        """Take over *db*, *fold* and *retention*: from `start` on only this thread uses them.
 
         Args:
             db: the writing connection.
             fold: the journal as it is committed.
-            committed: called in this thread after each commit, with those who wait for it.
-            ended: called in this thread as its last act, with the error that ended it, if any.
+            path: the journal's file.
+            in_use: finds out whether that file was removed or replaced.
+            ballast: is released when the disk is full.
+            retention: what history is dropped.
+            tell: what is called when.
+            now: the host's clock.
         """
         self._db = db
         self._fold = fold
-        self._committed = committed
-        self._ended = ended
+        self._path = path
+        self._in_use = in_use
+        self._ballast = ballast
+        self._retention = retention
+        self._tell = tell
+        self._now = now
+        # when the next look at what is not urgent is due
+        self._round = 0.0
         # SimpleQueue: its put() takes no lock of Python's and never waits, so libvirt's thread
         # is not held up while this one sleeps in fsync
-        self._inbox: SimpleQueue[Entry | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Entry | Exception | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
 
     def start(self) -> None:
@@ -69,44 +121,178 @@ class Writer:
         """Hand over a fact. From any thread; never waits."""
         self._inbox.put(entry)
 
+    def end(self, error: Exception) -> None:
+        """End the thread with *error*, which somebody met in the file. From any thread."""
+        self._inbox.put(error)
+
     def stop(self) -> None:
-        """Let the thread end once all that was put before is committed; does not wait."""
+        """Let the thread end once all that was put before is committed; does not wait.
+
+        What cannot be committed then is given up.
+        """
         self._inbox.put(None)
 
     def _run(self) -> None:
         error: BaseException | None = None
         try:
-            while (entries := self._take()) is not None:
-                self._write(entries)
-            self._db.close()
-        except BaseException as fault:  # noqa: BLE001 - a thread's border: handed on
-            error = fault
-        self._ended(error)
+            while (entries := self._take(self._round - monotonic())) is not None:
+                if entries:
+                    self._write(entries)
+                if self._inbox.empty() or self._retention.pressing(self._fold.head):
+                    self._tidy()
+        except BaseException as met:  # noqa: BLE001 - a thread's border: handed on
+            error = met
+        self._tell.ended(self._close(error))
 
-    def _take(self) -> list[Entry] | None:
-        """Return what waits, up to a bound; sleeps until there is something. None: the end."""
-        entry = self._inbox.get()
-        if entry is None:
-            return None
-        entries = [entry]
-        while len(entries) < MAX_BATCH and not self._inbox.empty():
-            entry = self._inbox.get()  # only this thread takes, so it does not wait
-            if entry is None:
-                self._inbox.put(None)
-                break
-            entries.append(entry)
-        return entries
+    def _close(self, error: BaseException | None) -> BaseException | None:
+        """Close the file, and return the error to tell of."""
+        try:
+            self._db.close()
+        except DATABASE_ERRORS as met:  # what is committed is in the log, closed or not
+            error = error or (met if fault(met) is Fault.DAMAGE else None)
+        if isinstance(error, DATABASE_ERRORS) and fault(error) is Fault.DAMAGE:
+            return set_aside(self._path, error, now=self._now())
+        return error
+
+    def _take(self, wait_s: float) -> list[Entry] | None:
+        """Return what waits, up to a bound; after *wait_s* perhaps nothing. None: the end."""
+        entries: list[Entry] = []
+        try:
+            entry = self._inbox.get(timeout=max(wait_s, 0.0))
+            while isinstance(entry, Entry):
+                entries.append(entry)
+                if len(entries) == MAX_BATCH:
+                    return entries
+                entry = self._inbox.get_nowait()  # only this thread takes
+        except Empty:
+            return entries
+        if isinstance(entry, Exception):
+            raise entry
+        if entries:
+            self._inbox.put(None)
+            return entries
+        return None
 
     def _write(self, entries: list[Entry]) -> None:
+        """Commit *entries*; if the disk does not let us, wait until it does."""
+        try:
+            self._commit(entries)
+        except DATABASE_ERRORS as error:
+            if self._makes_room(error):
+                self._write(entries)
+            else:
+                self._endure(entries, error)
+
+    def _commit(self, entries: list[Entry]) -> None:
         batch = self._fold.apply(entry.fact for entry in entries)
-        relinked = batch.link != self._fold.link
-        if batch.transitions or batch.operations or relinked:
+        if batch.transitions or batch.operations or batch.links:
             changed = {transition.vm.uuid for transition in batch.transitions}
-            with self._db.atomic("IMMEDIATE"):
+            with writing(self._db):
                 insert_transitions(self._db, batch.transitions)
                 write_vms(self._db, (batch.vms[vm] for vm in changed))
                 write_operations(self._db, batch.operations.values())
-                if relinked:
-                    write_link(self._db, batch.link)
+                for link in batch.links:
+                    write_link(self._db, link)
+            # after it: what went into a file that nobody finds again is not acknowledged
+            self._in_use.check()
         self._fold.commit(batch)
-        self._committed(batch, [entry.done for entry in entries if entry.done is not None])
+        self._tell.committed(batch, _waiters(entries))
+
+    def _makes_room(self, error: Exception) -> bool:
+        """Release the ballast, if that may help against *error*."""
+        if fault(error) is not Fault.ROOM or not self._ballast.release():
+            return False
+        log.error(
+            "journal %s: %s; its ballast was released: make room on the disk",
+            self._path,
+            cause(error),
+        )
+        return True
+
+    def _endure(self, entries: list[Entry], error: Exception) -> None:
+        """Keep facts, and try again and again, until the disk takes them or the journal ends.
+
+        Raises:
+            DatabaseError: it is not the disk's doing.
+        """
+        backlog, retry_s, ended = Backlog(), _FIRST_RETRY_S, False
+        self._hold(backlog, entries, _of_disk(error), news=True)
+        log.error("journal %s cannot be written: %s", self._path, cause(error))
+        while not ended:
+            due = monotonic() + retry_s
+            while not ended and (left_s := due - monotonic()) > 0:
+                taken = self._take(left_s)
+                ended = taken is None
+                self._hold(backlog, taken or [], error)
+            try:
+                self._catch_up(backlog)
+            except DATABASE_ERRORS as again:
+                error = _of_disk(again)
+                self._hold(backlog, [], error, news=True)
+                retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
+            else:
+                log.warning("journal %s is written again", self._path)
+                self._tell.writable()
+                break
+        else:
+            log.error(
+                "journal %s: ends with %d facts that could not be written; the next start asks "
+                "libvirt what is true",
+                self._path,
+                len(backlog),
+            )
+        self._round = 0.0  # for its ballast
+        if ended:
+            self._inbox.put(None)
+
+    def _hold(
+        self, backlog: Backlog, entries: list[Entry], error: Exception, *, news: bool = False
+    ) -> None:
+        """Keep *entries*, but for those that are refused; tell if there is *news*."""
+        refused = [entry for entry in entries if entry.now_or_never]
+        for entry in entries:
+            if not entry.now_or_never:
+                backlog.add(entry)
+            news = news or entry.now_or_never or isinstance(entry.fact, LinkLost | Survey)
+        if news:
+            link = self._fold.link_after(backlog.facts)
+            self._tell.unwritable(cause(error), link, _waiters(refused))
+
+    def _catch_up(self, backlog: Backlog) -> None:
+        with writing(self._db):  # what waits may be nothing that is written
+            write_meta(self._db, "last_failure_time", self._now().isoformat())
+        self._in_use.check()
+        while entries := backlog.next(MAX_BATCH):
+            self._commit(entries)
+            backlog.remove(len(entries))
+        if backlog.doubts:
+            batch = self._fold.apply(())
+            batch.doubts |= backlog.doubts
+            self._tell.committed(batch, [])
+
+    def _tidy(self) -> None:
+        """Look after the files, and drop a little of what is too old; when it is time to."""
+        if monotonic() < self._round and not self._retention.pressing(self._fold.head):
+            return
+        before, more = self._retention.compacted_to, False
+        self._in_use.check()
+        try:
+            more = self._retention.step(self._db, self._fold.head)
+        except DATABASE_ERRORS as error:
+            if not self._makes_room(_of_disk(error)):
+                self._endure([], error)
+        if self._retention.compacted_to != before:
+            self._tell.compacted(self._retention.compacted_to)
+        self._round = monotonic() + (_STEP_S if more else _ROUND_S)
+        self._ballast.make()
+
+
+def _of_disk(error: Exception) -> Exception:
+    """Return *error* if it is the disk's doing, else raise it."""
+    if fault(error) not in {Fault.ROOM, Fault.DISK}:
+        raise error
+    return error
+
+
+def _waiters(entries: list[Entry]) -> Waiters:
+    return [entry.done for entry in entries if entry.done is not None]

@@ -196,6 +196,7 @@ class Operations:
         await self._recovered.wait()
         vm = self._journal.find(ref)
         if vm is None:
+            self._journal.check_writable()
             try:
                 uuid = VmUuid(str(UUID(ref)))
             except ValueError:
@@ -225,6 +226,7 @@ class Operations:
                     run.escalate()
                     return run
                 case Meeting.CANCEL:
+                    self._journal.check_writable()  # else it ends for nothing
                     run.cancel(CancelledByStop(vm, operation_id))
                     await run.over.wait()
                     if vm not in self._runs:

@@ -140,7 +140,8 @@ class Run:
 
     async def accept(self) -> None:
         """Commit the operation: from here on it is promised."""
-        await self._commit(self.operation)
+        await self._journal.accept(self.operation)
+        self._tell(self.operation)
 
     async def step(self, phase: OperationPhase) -> None:
         """Take a step; it is committed, then told."""

@@ -239,12 +239,16 @@ class TestUnusable:
             assert journal.head == 3
 
     @pytest.mark.parametrize("content", [b"no database" * 1000, os.urandom(8192)])
-    async def test_garbage(self, opened: Open, state_dir: Path, content: bytes) -> None:
+    async def test_garbage_is_set_aside(
+        self, opened: Open, state_dir: Path, content: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
         restore(state_dir, {"journal.db": content})
-        with pytest.raises(JournalUnusable, match="move it away"):
-            async with opened():
-                pass
-        assert (state_dir / "journal.db").read_bytes() == content
+        async with opened() as journal:
+            assert journal.head == 0
+        aside = set_aside(state_dir)
+        assert aside.read_bytes() == content
+        (loud,) = (record for record in caplog.records if record.levelname == "ERROR")
+        assert str(aside) in loud.getMessage()
 
     @pytest.mark.parametrize("damage", ["torn", "overwritten"])
     async def test_damage_behind_a_good_first_page(
@@ -257,9 +261,10 @@ class TestUnusable:
         keep = 4096
         rest = b"" if damage == "torn" else b"\xa5" * (len(content) - keep)
         file.write_bytes(content[:keep] + rest)
-        with pytest.raises(JournalUnusable, match="move it away"):
-            async with opened():
-                pass
+        async with opened() as journal:
+            assert (journal.head, journal.vms) == (0, {})
+        aside = set_aside(state_dir)
+        assert aside.stat().st_size == keep + len(rest)
 
     async def test_a_record_that_makes_no_sense(self, opened: Open, state_dir: Path) -> None:
         async with opened() as journal:
@@ -287,6 +292,8 @@ class TestSchema:
         common = {"busy_timeout": 5000, "foreign_keys": 1, "temp_store": 2}
         writing = pragmas(journal._writer._db)
         reading = await journal._reader.read(pragmas)
+        log_limit = writing.pop("journal_size_limit")
+        assert log_limit == 16 << 20
         assert writing == common | {"journal_mode": "wal", "synchronous": 2, "query_only": 0}
         assert reading["query_only"] == 1
         assert reading["journal_mode"] == "wal"
@@ -337,6 +344,12 @@ def restore(state_dir: Path, files: dict[str, bytes]) -> None:
     state_dir.mkdir(exist_ok=True)
     for name, content in files.items():
         (state_dir / name).write_bytes(content)
+
+
+def set_aside(state_dir: Path) -> Path:
+    """Return where the damaged journal is kept."""
+    (aside,) = state_dir.glob("journal.db.corrupt-*")
+    return aside
 
 
 def what_another_process_says(state_dir: Path) -> str:

@@ -1,0 +1,108 @@
+"""Small disks to fill and to break, in a mount namespace that ends with the test run.
+
+The namespace is this process's own: its mounts are seen by the threads and processes that are
+started from here, by nobody else, and go with it.
+"""
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CLONE_NEWNS = 0x00020000
+MIB = 1 << 20
+_CHUNK = 64 << 10
+
+
+class CannotMountError(Exception):
+    """This machine lets us mount nothing; the text says why."""
+
+
+class Disk:
+    """A file system with a limit, full or not."""
+
+    def __init__(self, path: Path, reserve: Path) -> None:
+        self.path = path
+        # what takes the room; on the file system below, if there is one
+        self._reserve = reserve
+
+    def fill(self) -> None:
+        """Take all room that is left, to the last byte."""
+        with self._reserve.open("ab", buffering=0) as file:
+            size = _CHUNK
+            while size:
+                try:
+                    file.write(bytes(size))
+                except OSError:
+                    size //= 2
+
+    def make_room(self) -> None:
+        self._reserve.unlink(missing_ok=True)
+
+
+@contextmanager
+def tmpfs(path: Path, size: int) -> Iterator[Disk]:
+    """A disk whose files live in memory: full is full, at once."""
+    with _mounted(path, "-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
+        yield Disk(path, path / "filler")
+
+
+@contextmanager
+def thin(path: Path, size: int, really: int) -> Iterator[Disk]:
+    """A disk that promises *size* and has *really*: when that is used up, fsync fails.
+
+    An ext4 in a file with holes, on a tmpfs that is too small for it.
+    """
+    below = path.with_name(path.name + "-below")
+    with _mounted(below, "-t", "tmpfs", "-o", f"size={really}", "tmpfs"):
+        image = below / "image"
+        with image.open("wb") as file:
+            file.truncate(size)
+        _run("mkfs.ext4", "-q", "-F", "-O", "^has_journal", os.fspath(image))
+        with _mounted(path, "-t", "ext4", "-o", "loop,errors=continue", os.fspath(image)):
+            yield Disk(path, below / "filler")
+
+
+@contextmanager
+def read_only(path: Path) -> Iterator[None]:
+    """Cover the directory at *path* with itself, read-only, for whoever opens a file anew."""
+    _run("mount", "--bind", os.fspath(path), os.fspath(path))
+    try:
+        _run("mount", "-o", "remount,bind,ro", os.fspath(path))
+        yield
+    finally:
+        _run("umount", "--lazy", os.fspath(path))
+
+
+def enter_namespace() -> None:
+    """Give this process's main thread a mount namespace of its own.
+
+    Raises:
+        CannotMountError: that is not allowed here.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS) != 0:
+        why = os.strerror(ctypes.get_errno())
+        raise CannotMountError(f"no mount namespace for us: {why}")
+    _run("mount", "--make-rslave", "/")
+
+
+@contextmanager
+def _mounted(path: Path, *arguments: str) -> Iterator[None]:
+    path.mkdir()
+    _run("mount", *arguments, os.fspath(path))
+    try:
+        yield
+    finally:
+        _run("umount", "--lazy", os.fspath(path))
+
+
+def _run(*command: str) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise CannotMountError(f"{command[0]} is missing") from error
+    except subprocess.CalledProcessError as error:
+        raise CannotMountError(f"{' '.join(command)}: {error.stderr.strip()}") from error

@@ -1,0 +1,237 @@
+"""The disk is full, read-only or fails: nothing uncommitted is shown, nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.component.journal.facts import (
+    DEADLINE_S,
+    collected,
+    event,
+    filled,
+    lost,
+    operation,
+    revisions,
+    sighting,
+    survey,
+    uuid,
+)
+from tests.component.journal_faults.conftest import check_history, eventually, until
+from vmagentd.errors import JournalUnwritable
+from vmagentd.journal import backlog
+from vmagentd.journal.disk import BALLAST_BYTES
+from vmagentd.lifecycle.steps import end, step
+from vmagentd.model import OperationOutcome, OperationPhase, Revision, VmState
+
+if TYPE_CHECKING:
+    from tests.component.journal_faults.conftest import Open
+    from tests.component.journal_faults.disks import Disk
+    from vmagentd.journal.store import Journal
+
+
+async def exhausted(journal: Journal, disk: Disk) -> int:
+    """Record events until the disk is full without any ballast; return the last one's number."""
+    ballast = disk.path / "state/ballast"
+    await eventually(ballast.exists)
+    number = 1000
+    async with asyncio.timeout(DEADLINE_S):
+        while journal.writable:
+            disk.fill()
+            for _ in range(200):
+                number += 1
+                journal.record(event(number))
+            await asyncio.sleep(0.02)
+    assert not ballast.exists()
+    return number
+
+
+class TestFullDisk:
+    async def test_the_ballast_goes_first(self, opening: Open, disk: Disk) -> None:
+        async with opening(disk.path / "state") as journal:
+            ballast = disk.path / "state/ballast"
+            await eventually(ballast.exists)
+            assert ballast.stat().st_size == BALLAST_BYTES
+            disk.fill()
+            number = 0
+            while ballast.exists():
+                number += 1
+                await journal.append(event(number))
+            assert journal.writable
+            disk.make_room()
+            await journal.append(event(number + 1))
+            check_history(disk.path / "state", number + 1)
+            await eventually(ballast.exists)
+
+    async def test_facts_wait_and_new_operations_are_refused(
+        self, opening: Open, disk: Disk
+    ) -> None:
+        async with opening(disk.path / "state") as journal:
+            await journal.append(survey(sighting(1), sighting(2)))
+            await journal.accept(operation(1))
+            number = await exhausted(journal, disk)
+            shown = journal.head
+            waiting = journal.submit(event(number + 1))
+            taken = step(operation(1), OperationPhase.SIGNALLED, time=operation(1).accept_time)
+            later = journal.submit(taken)
+            with pytest.raises(JournalUnwritable, match="SQLITE_FULL"):
+                await journal.accept(operation(2, vm=2))
+            # one that was handed over before anybody knew
+            with pytest.raises(JournalUnwritable):
+                await journal.submit(operation(3, vm=2), now_or_never=True)
+            assert journal.head == shown
+            assert not waiting.done()
+            assert not later.done()
+            # what is committed can be read
+            assert revisions(await journal.page(Revision(0)))[0] == 1
+            assert await journal.operation(operation(1).id) == operation(1)
+            disk.make_room()
+            await asyncio.gather(waiting, later)
+            await until(journal, lambda: journal.writable)
+            assert await journal.operation(operation(1).id) == taken
+            assert await journal.operation(operation(3).id) is None
+            assert journal.vms[uuid(2)].active_operation_id is None
+            await journal.accept(operation(4, vm=2))
+            head = journal.head
+            found = await collected(journal, 0, head)
+            assert revisions(found) == list(range(1, head + 1))
+            # every event made its transition, in order
+            assert [t.time for t in found if t.raw_event] == [
+                event(told).observe_time for told in range(1001, number + 2)
+            ]
+            await eventually((disk.path / "state/ballast").exists)
+        check_history(disk.path / "state", head)
+
+    async def test_the_link_is_told_though_nothing_is_committed(
+        self, opening: Open, disk: Disk
+    ) -> None:
+        async with opening(disk.path / "state") as journal:
+            await journal.append(survey(sighting(1)))
+            number = await exhausted(journal, disk)
+            surveyed = journal.link.last_survey_time
+            journal.record(lost(cause="libvirtd ended"))
+            await until(journal, lambda: not journal.link.connected)
+            assert journal.link.cause == "libvirtd ended"
+            later = journal.submit(survey(sighting(1), after_event=number, link=2))
+            await until(journal, lambda: journal.link.connected)
+            assert journal.link.last_survey_time == surveyed
+            assert not journal.writable
+            assert not later.done()
+            disk.make_room()
+            await later
+            ended, _ = await journal.blind_intervals()
+            assert ended.cause == "libvirtd ended"
+            assert ended.end_time is not None
+
+    async def test_too_many_facts_become_doubts(self, opening: Open, disk: Disk) -> None:
+        async with opening(disk.path / "state") as journal:
+            await journal.append(survey(sighting(1), sighting(2), sighting(3)))
+            number = await exhausted(journal, disk)
+            shown = journal.head
+            for _ in range(backlog.MAX_EVENTS + 1000):
+                number += 1
+                journal.record(event(number, vm=2 + number % 2))
+            journal.take_doubts()
+            disk.make_room()
+            await until(journal, lambda: journal.writable)
+            await journal.append(event(number + 1, vm=1))
+            assert journal.take_doubts() >= {uuid(2), uuid(3)}
+            assert journal.head - shown <= backlog.MAX_EVENTS + 1
+        check_history(disk.path / "state", journal.head)
+
+    async def test_an_end_without_room_gives_up_what_waits(
+        self, opening: Open, disk: Disk
+    ) -> None:
+        async with opening(disk.path / "state") as journal:
+            await journal.append(survey(sighting(1)))
+            number = await exhausted(journal, disk)
+            waiting = journal.submit(event(number + 1))
+            head = journal.head
+        with pytest.raises(JournalUnwritable):
+            await waiting
+        disk.make_room()
+        async with opening(disk.path / "state") as journal:
+            assert journal.head == head
+            assert not journal.link.connected
+        check_history(disk.path / "state", head)
+
+    async def test_a_start_on_a_full_disk_takes_the_ballast(
+        self, opening: Open, disk: Disk
+    ) -> None:
+        async with opening(disk.path / "state") as journal:
+            await filled(journal, 10)
+            await eventually((disk.path / "state/ballast").exists)
+        disk.fill()
+        async with opening(disk.path / "state") as journal:
+            assert journal.head == 10
+            await journal.append(event(11))
+
+
+class TestFailingFsync:
+    async def test_nothing_is_acknowledged_that_was_not_synced(
+        self, opening: Open, thin_disk: Disk
+    ) -> None:
+        state = thin_disk.path / "state"
+        async with opening(state) as journal:
+            await filled(journal, 10)
+            await eventually((state / "ballast").exists)
+            thin_disk.fill()
+            number = 10
+            while journal.writable:
+                number += 1
+                journal.record(event(number))
+                await asyncio.sleep(0.001)
+            with pytest.raises(JournalUnwritable, match="SQLITE_IOERR"):
+                await journal.accept(operation(1))
+            waiting = journal.submit(event(number + 1))
+            shown = journal.head
+            assert shown < number
+            thin_disk.make_room()
+            await waiting
+            assert journal.head == number + 1
+            found = await collected(journal, 0, journal.head)
+            assert revisions(found) == list(range(1, journal.head + 1))
+        check_history(state, journal.head)
+
+
+class TestSomebodyElseWrites:
+    async def test_for_too_long(self, opening: Open, disk: Disk) -> None:
+        state = disk.path / "state"
+        async with opening(state) as journal:
+            await journal.append(survey(sighting(1)))
+            with closing(sqlite3.connect(state / "journal.db", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                waiting = journal.submit(event(1))
+                refused = journal.submit(operation(1), now_or_never=True)
+                with pytest.raises(JournalUnwritable, match="SQLITE_BUSY"):
+                    await refused
+                assert not journal.writable
+                assert not waiting.done()
+            await waiting
+            await until(journal, lambda: journal.writable)
+            assert journal.vms[uuid(1)].state is VmState.PAUSED
+
+
+async def test_an_operation_ends_though_its_disk_was_full(opening: Open, disk: Disk) -> None:
+    """Its outcome waits, as whoever asked does."""
+    async with opening(disk.path / "state") as journal:
+        await journal.append(survey(sighting(1), sighting(2)))
+        await journal.accept(operation(1, vm=2))
+        await exhausted(journal, disk)
+        done = end(
+            operation(1, vm=2),
+            OperationPhase.SUCCEEDED,
+            time=operation(1).accept_time,
+            outcome=OperationOutcome.DONE,
+        )
+        waiting = journal.submit(done)
+        assert journal.vms[uuid(2)].active_operation_id == operation(1).id
+        disk.make_room()
+        await waiting
+        assert journal.vms[uuid(2)].active_operation_id is None
+    async with opening(disk.path / "state") as journal:
+        assert not journal.left_open

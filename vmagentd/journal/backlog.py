@@ -1,0 +1,85 @@
+"""Facts that wait for the disk.
+
+Kept in order up to a bound. Of what comes after it a VM's events are folded into one doubt: once
+the disk is back libvirt is asked about that VM, and the difference is recorded, late. All other
+facts have somebody who waits for them, and so their own bound.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from vmagentd.model import Event, LinkLost
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator
+
+    from vmagentd.journal.fold import Fact
+    from vmagentd.model import VmUuid
+
+# About half a KiB each.
+MAX_EVENTS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A fact in the inbox, and the future that its commit resolves."""
+
+    fact: Fact
+    done: asyncio.Future[None] | None = None
+    # is refused, not kept, while nothing can be committed
+    now_or_never: bool = False
+
+
+class Backlog:
+    """The facts that wait, and the VMs of which some could not be kept."""
+
+    def __init__(self, *, max_events: int = MAX_EVENTS) -> None:
+        self._max_events = max_events
+        self._entries: deque[Entry] = deque()
+        self._events = 0
+        # VMs whose later events were dropped: none of them is kept after the first
+        self.doubts: set[VmUuid] = set()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def facts(self) -> Iterator[Fact]:
+        """All facts that wait, in order."""
+        return (entry.fact for entry in self._entries)
+
+    def add(self, entry: Entry) -> None:
+        """Keep *entry*, or what is to be remembered of it."""
+        match entry.fact:
+            case Event() as event if event.vm in self.doubts or self._events >= self._max_events:
+                self.doubts.add(event.vm)
+                return
+            case Event():
+                self._events += 1
+            case LinkLost() as lost if entry.done is None and self._merges(lost):
+                return
+            case _:
+                pass
+        self._entries.append(entry)
+
+    def next(self, most: int) -> list[Entry]:
+        """Return the first entries, at most that many; they stay."""
+        return [self._entries[place] for place in range(min(most, len(self._entries)))]
+
+    def remove(self, count: int) -> None:
+        """Forget the first *count* entries: they are committed."""
+        for _ in range(count):
+            if isinstance(self._entries.popleft().fact, Event):
+                self._events -= 1
+
+    def _merges(self, lost: LinkLost) -> bool:
+        """Fold *lost* into another loss right before it: one blind time has one beginning."""
+        before = self._entries[-1].fact if self._entries else None
+        if not isinstance(before, LinkLost):
+            return False
+        self._entries[-1] = Entry(replace(before, link=max(before.link, lost.link)))
+        return True
