@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Never
 
+from vmagentd import logind
 from vmagentd.api.server import Server
 from vmagentd.api.servicer import HostFacts, Servicer
 from vmagentd.api.socketfile import SocketFile
@@ -31,14 +32,14 @@ from vmagentd.hypervisor.connection import Connection
 from vmagentd.hypervisor.domains import Domains
 from vmagentd.journal.retention import Limits
 from vmagentd.journal.store import open_journal
-from vmagentd.model import LinkLost
+from vmagentd.model import HostBooted, HostGoingDown, LinkLost
 from vmagentd.operations.engine import Operations
 from vmagentd.operations.stop import StopTimes
 from vmagentd.reconcile import Surveys
 from vmagentd.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from vmagentd.config import Config
     from vmagentd.journal.store import Journal
@@ -74,6 +75,8 @@ async def _serve(config: Config, socket: SocketFile, journal: Journal, ending: _
     """Connect to libvirt, look, and serve until the end."""
     start_time = datetime.now(UTC)
     loop = asyncio.get_running_loop()
+    boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
+    journal.record(HostBooted(time=start_time, boot_id=boot_id))
     looked = asyncio.Event()
 
     def record(fact: Event | LinkLost) -> None:
@@ -97,10 +100,11 @@ async def _serve(config: Config, socket: SocketFile, journal: Journal, ending: _
         operations = Operations(journal, domains, tasks=tasks, times=_stop_times(config))
         tasks.create_task(connection.keep(), name="link")
         tasks.create_task(surveys.run(), name="surveys")
+        tasks.create_task(logind.follow(_on_host(journal)), name="logind")
         tasks.create_task(_recover(operations, surveys), name="recover")
         await _first(ending.cause, looked.wait(), surveys.first_done.wait())
 
-        host = _host(config, connection, start_time)
+        host = _host(config, connection, boot_id, start_time)
         servicer = Servicer(
             journal=journal, operations=operations, watch=Watch(journal), host=host
         )
@@ -135,6 +139,13 @@ class _Ending:
     def _signalled(self, name: str) -> None:
         if not self.cause.done():
             self.cause.set_result(name)
+
+
+def _on_host(journal: Journal) -> Callable[[bool], None]:
+    def tell(going_down: bool) -> None:  # noqa: FBT001 - a callback
+        journal.record(HostGoingDown(time=datetime.now(UTC), going_down=going_down))
+
+    return tell
 
 
 @asynccontextmanager
@@ -194,13 +205,13 @@ def _limits(config: Config) -> Limits:
     )
 
 
-def _host(config: Config, connection: Connection, start_time: datetime) -> HostFacts:
+def _host(config: Config, connection: Connection, boot_id: str, start_time: datetime) -> HostFacts:
     ready_time = datetime.now(UTC)
     return HostFacts(
         name=platform.node(),
         daemon_version=version("vmagentd"),
         libvirt_uri=config.libvirt_uri,
-        boot_id=_BOOT_ID.read_text(encoding="ascii").strip(),
+        boot_id=boot_id,
         start_time=start_time,
         ready_time=lambda: ready_time,
         hypervisor=lambda: connection.facts,

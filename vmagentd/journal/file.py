@@ -158,6 +158,7 @@ def _open(path: Path, *, now: datetime) -> Kept:
             rows.forget_gone_vms(db)
             head, oldest = rows.head_and_oldest(db)
             link = rows.load_link(db, now=now)
+            boot_id = rows.read_meta(db, "boot_id")
             rows.write_link(db, link)
             vms, operations = rows.load_vms(db), rows.load_open_operations(db)
     except ValidationError as error:
@@ -174,7 +175,7 @@ def _open(path: Path, *, now: datetime) -> Kept:
         db=db,
         id=journal_id,
         oldest=oldest,
-        fold=Fold(head=head, link=link, vms=vms, operations=operations),
+        fold=Fold(head=head, link=link, boot_id=boot_id, vms=vms, operations=operations),
         vms=vms,
         open_operations=operations,
     )

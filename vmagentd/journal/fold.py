@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from vmagentd.lifecycle.events import on_event
-from vmagentd.lifecycle.sightings import confirm, on_absence, on_sighting
+from vmagentd.lifecycle.sightings import confirm, on_absence, on_host_boot, on_sighting
 from vmagentd.lifecycle.steps import on_operation
 from vmagentd.lifecycle.trails import NO_TRAIL, TRACES, Trail, after_stop, follow
 from vmagentd.model import (
     Event,
     EventKind,
+    HostBooted,
+    HostGoingDown,
     Link,
     LinkLost,
     Operation,
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from vmagentd.lifecycle.moves import Change
     from vmagentd.model import OperationId
 
-Fact: TypeAlias = Event | LinkLost | Survey | Query | Operation
+Fact: TypeAlias = Event | LinkLost | Survey | Query | Operation | HostBooted | HostGoingDown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,9 @@ class Batch:
     lost_link: int
     # whether QEMU's own events are heard, and were since a survey
     heard: bool
+    # the host's boot; None before it was told
+    boot_id: str | None
+    host_going_down: bool
     transitions: list[Transition] = field(default_factory=list)
     # VMs that a transition or a query touched, as they are after it
     vms: dict[VmUuid, Vm] = field(default_factory=dict)
@@ -88,10 +93,17 @@ class Fold:
     """The journal as it is committed, as far as the next fact cares."""
 
     def __init__(
-        self, *, head: Revision, link: Link, vms: Iterable[Vm], operations: Iterable[Operation]
+        self,
+        *,
+        head: Revision,
+        link: Link,
+        boot_id: str | None,
+        vms: Iterable[Vm],
+        operations: Iterable[Operation],
     ) -> None:
         self.head = head
         self.link = link
+        self.boot_id = boot_id
         self._vms = {vm.uuid: vm for vm in vms}
         self._contexts = {
             operation.vm: Context(operation=operation)  # at most one per VM
@@ -100,6 +112,7 @@ class Fold:
         self._era = 0
         self._lost_link = -1
         self._heard = False
+        self._host_going_down = False
 
     def apply(self, facts: Iterable[Fact]) -> Batch:
         """Return what *facts* make of the journal as it is committed."""
@@ -116,6 +129,10 @@ class Fold:
                     self._on_link_lost(fact, batch)
                 case Operation():
                     self._on_operation(fact, batch)
+                case HostBooted():
+                    self._on_host_booted(fact, batch)
+                case HostGoingDown():
+                    batch.host_going_down = fact.going_down
         return batch
 
     def commit(self, batch: Batch) -> None:
@@ -124,6 +141,7 @@ class Fold:
         self._vms |= batch.vms
         self._contexts |= batch.contexts
         self._era, self._lost_link, self._heard = batch.era, batch.lost_link, batch.heard
+        self.boot_id, self._host_going_down = batch.boot_id, batch.host_going_down
 
     def link_after(self, facts: Iterable[Fact]) -> Link:
         """Return the link as *facts* make it, though no survey counts before its commit."""
@@ -145,6 +163,8 @@ class Fold:
             era=self._era,
             lost_link=self._lost_link,
             heard=self._heard,
+            boot_id=self.boot_id,
+            host_going_down=self._host_going_down,
         )
 
     def _on_event(self, event: Event, batch: Batch) -> None:
@@ -159,6 +179,7 @@ class Fold:
         )
         context = replace(context, last_event=event.number, undefined=undefined)
         batch.contexts[event.vm] = context
+        trail = replace(trail, host_going_down=batch.host_going_down)
         verdict = on_event(self._vm(event.vm, batch), event, operation, trail)
         for change in verdict.changes:
             self._append(batch, change, event.observe_time, Source.EVENT, raw_event=event.raw)
@@ -221,6 +242,13 @@ class Fold:
                 batch.link, connected=False, blind_since=lost.time, cause=lost.cause
             )
             batch.links.append(batch.link)
+
+    def _on_host_booted(self, boot: HostBooted, batch: Batch) -> None:
+        if batch.boot_id not in {None, boot.boot_id}:
+            for vm in [*(self._vms | batch.vms).values()]:
+                for change in on_host_boot(vm, time=boot.time).changes:
+                    self._append(batch, change, boot.time, Source.SURVEY)
+        batch.boot_id = boot.boot_id
 
     def _on_operation(self, operation: Operation, batch: Batch) -> None:
         batch.operations[operation.id] = operation

@@ -185,7 +185,8 @@ class Writer:
 
     def _commit(self, entries: list[Entry]) -> None:
         batch = self._fold.apply(entry.fact for entry in entries)
-        if batch.transitions or batch.operations or batch.links:
+        booted = batch.boot_id != self._fold.boot_id
+        if batch.transitions or batch.operations or batch.links or booted:
             changed = {transition.vm.uuid for transition in batch.transitions}
             with writing(self._db):
                 insert_transitions(self._db, batch.transitions)
@@ -193,6 +194,8 @@ class Writer:
                 write_operations(self._db, batch.operations.values())
                 for link in batch.links:
                     write_link(self._db, link)
+                if booted and batch.boot_id is not None:
+                    write_meta(self._db, "boot_id", batch.boot_id)
             # after it: what went into a file that nobody finds again is not acknowledged
             self._in_use.check()
         self._fold.commit(batch)

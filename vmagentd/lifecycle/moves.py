@@ -93,6 +93,18 @@ _BY_START = frozenset({
 _BY_STOP = frozenset({Reason.GUEST_SHUTDOWN, Reason.CLEAN_SHUTDOWN})
 _BY_FORCE = frozenset({Reason.HOST_TERMINATION, Reason.FORCED})
 
+# What a host that goes down does to its VMs: libvirt-guests saves them, or asks the guests; the
+# service manager ends what is left.
+_BY_HOST = frozenset({
+    Reason.PAUSED_BY_USER,
+    Reason.SAVED,
+    Reason.GUEST_SHUTDOWN,
+    Reason.CLEAN_SHUTDOWN,
+    Reason.HOST_TERMINATION,
+    Reason.FORCED,
+    Reason.KILLED_BY_HOST_SIGNAL,
+})  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class To:
@@ -173,6 +185,8 @@ def _initiator(
         )
     if vm.state is VmState.STOPPING and to.state is VmState.STOPPED and to.reason in _BY_STOP:
         return vm.initiator  # the end of what began then
+    if trail.host_going_down and to.reason in _BY_HOST:
+        return Initiator(kind=InitiatorKind.HOST_SHUTDOWN)
     if to.reason in _BY_STOP:
         return who_shut_down(trail, time=time)
     return Initiator(kind=INITIATORS[to.reason])

@@ -100,6 +100,28 @@ def on_absence(
     return Verdict(changes=(Change(kind=TransitionKind.STATE, vm=gone, earliest_time=earliest),))
 
 
+def on_host_boot(vm: Vm, *, time: datetime) -> Verdict:
+    """Return what a boot of the host since the last daemon makes of *vm*.
+
+    A process does not outlive its host. Whether the VM was started again since is for the first
+    survey to find.
+    """
+    if not vm.active:
+        return Verdict()
+    earliest = _last_certain(vm)
+    after = move(
+        vm,
+        To(VmState.STOPPED, Reason.HOST_REBOOTED),
+        active=False,
+        run_id=None,
+        time=time,
+        source=Source.SURVEY,
+        operation=None,
+        earliest_time=earliest,
+    )
+    return Verdict(changes=(Change(kind=TransitionKind.STATE, vm=after, earliest_time=earliest),))
+
+
 def _newborn(seen: Sighting, time: datetime) -> Vm:
     """Return the record that a VM's first sighting is applied to. It is never shown."""
     return Vm(

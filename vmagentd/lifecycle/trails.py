@@ -56,6 +56,8 @@ class Trail:
     finished: bool = False
     # who reset the guest last
     reset_by: Initiator | None = None
+    # whether the host is going down: then it, or what it runs for that, stops its VMs
+    host_going_down: bool = False
 
 
 NO_TRAIL: Final = Trail()

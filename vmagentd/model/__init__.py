@@ -8,6 +8,8 @@ their prefix. One vocabulary, so it is imported from one place: here.
 from vmagentd.model.facts import (
     Event,
     EventKind,
+    HostBooted,
+    HostGoingDown,
     HypervisorFacts,
     LinkLost,
     Query,
@@ -50,6 +52,8 @@ __all__ = [
     "Event",
     "EventKind",
     "HistoryFilter",
+    "HostBooted",
+    "HostGoingDown",
     "HypervisorFacts",
     "Initiator",
     "InitiatorKind",

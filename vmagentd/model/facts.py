@@ -138,6 +138,25 @@ class LinkLost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostBooted:
+    """The host's present boot, by the kernel's name for it.
+
+    Another one than before proves that every hypervisor process of before has ended.
+    """
+
+    time: datetime
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostGoingDown:
+    """Whether the host is going down, from this time on."""
+
+    time: datetime
+    going_down: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HypervisorFacts:
     """What the present connection says of itself; sizes of the host as libvirt counts them."""
 

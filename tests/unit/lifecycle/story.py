@@ -69,7 +69,9 @@ class Story:
         self.events = 0
         self.link = 1
         self._vms = {vm.uuid: vm for vm in vms}
-        self._fold = Fold(head=self.head, link=Link(connected=True), vms=vms, operations=())
+        self._fold = Fold(
+            head=self.head, link=Link(connected=True), boot_id=None, vms=vms, operations=()
+        )
 
     @property
     def vm(self) -> Vm:

@@ -1,0 +1,123 @@
+"""What the host's own life makes of its VMs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.component.journal.facts import BEGIN, SECOND, event, sighting, survey, uuid
+from vmagentd.model import (
+    EventKind,
+    HostBooted,
+    HostGoingDown,
+    InitiatorKind,
+    Reason,
+    TransitionKind,
+    VmState,
+)
+
+if TYPE_CHECKING:
+    from tests.component.journal.conftest import Open
+    from vmagentd.journal.store import Journal
+
+LATER = BEGIN + 3600 * SECOND
+
+
+def booted(boot_id: str) -> HostBooted:
+    return HostBooted(time=LATER, boot_id=boot_id)
+
+
+def going_down(*, going_down: bool) -> HostGoingDown:
+    return HostGoingDown(time=BEGIN, going_down=going_down)
+
+
+class TestBoot:
+    async def test_all_that_was_active_stopped_with_the_host(self, opened: Open) -> None:
+        async with opened() as journal:
+            await journal.append(booted("first"))
+            running, off = sighting(1), sighting(2, VmState.STOPPED)
+            await journal.append(survey(running, off))
+            before = dict(journal.vms)
+        async with opened() as journal:
+            head = journal.head
+            await journal.append(booted("second"))
+            (stopped,) = await journal.page(head)
+            assert stopped.kind is TransitionKind.STATE
+            vm = stopped.vm
+            assert (vm.uuid, vm.state, vm.reason) == (
+                uuid(1),
+                VmState.STOPPED,
+                Reason.HOST_REBOOTED,
+            )
+            assert vm.initiator.kind is InitiatorKind.HOST_SHUTDOWN
+            assert (vm.active, vm.run_id) == (False, None)
+            assert stopped.earliest_time == vm.earliest_time == before[uuid(1)].verify_time
+            assert journal.vms[uuid(2)].revision == before[uuid(2)].revision
+            await journal.append(booted("second"))
+            assert journal.head == head + 1
+
+    async def test_what_libvirt_started_again_since_is_another_incarnation(
+        self, opened: Open
+    ) -> None:
+        async with opened() as journal:
+            await journal.append(booted("first"))
+            await journal.append(survey(sighting(1)))
+        async with opened() as journal:
+            await journal.append(booted("second"))
+            # libvirt counts its processes anew at each boot: the number may be the same
+            await journal.append(survey(sighting(1)))
+            vm = journal.vms[uuid(1)]
+            assert (vm.state, vm.incarnation) == (VmState.RUNNING, 2)
+
+    async def test_a_restart_of_the_daemon_alone_proves_nothing(self, opened: Open) -> None:
+        async with opened() as journal:
+            await journal.append(booted("first"))
+            await journal.append(survey(sighting(1)))
+        async with opened() as journal:
+            head = journal.head
+            await journal.append(booted("first"))
+            assert journal.head == head
+
+    async def test_a_journal_that_never_knew_a_boot_concludes_nothing(
+        self, journal: Journal
+    ) -> None:
+        await journal.append(survey(sighting(1)))
+        await journal.append(booted("first"))
+        assert journal.vms[uuid(1)].state is VmState.RUNNING
+
+
+class TestGoingDown:
+    @pytest.mark.parametrize(
+        ("kinds", "state"),
+        [
+            ((EventKind.SHUTDOWN_GUEST, EventKind.STOPPED_SHUTDOWN), VmState.STOPPED),
+            ((EventKind.SHUTDOWN_HOST, EventKind.STOPPED_SHUTDOWN), VmState.STOPPED),
+            ((EventKind.SHUTDOWN_HOST, EventKind.STOPPED_DESTROYED), VmState.STOPPED),
+            ((EventKind.SUSPENDED_PAUSED, EventKind.STOPPED_SAVED), VmState.SAVED),
+        ],
+    )
+    async def test_it_stops_its_vms(
+        self, journal: Journal, kinds: tuple[EventKind, ...], state: VmState
+    ) -> None:
+        await journal.append(survey(sighting(1)))
+        await journal.append(going_down(going_down=True))
+        for number, kind in enumerate(kinds, start=1):
+            await journal.append(event(number, kind=kind))
+            assert journal.vms[uuid(1)].initiator.kind is InitiatorKind.HOST_SHUTDOWN
+        assert journal.vms[uuid(1)].state is state
+
+    async def test_a_process_that_dies_meanwhile_is_not_blamed_on_it(
+        self, journal: Journal
+    ) -> None:
+        await journal.append(survey(sighting(1)))
+        await journal.append(going_down(going_down=True))
+        await journal.append(event(1, kind=EventKind.STOPPED_FAILED))
+        assert journal.vms[uuid(1)].initiator.kind is InitiatorKind.UNKNOWN
+
+    async def test_a_shutdown_that_was_called_off_stops_nothing(self, journal: Journal) -> None:
+        await journal.append(survey(sighting(1)))
+        await journal.append(going_down(going_down=True))
+        await journal.append(going_down(going_down=False))
+        await journal.append(event(1, kind=EventKind.STOPPED_DESTROYED))
+        assert journal.vms[uuid(1)].initiator.kind is InitiatorKind.OUT_OF_BAND
