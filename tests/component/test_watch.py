@@ -214,7 +214,17 @@ class TestResume:
                 assert caught.value.facts == {"oldest_revision": "5"}
             seen = await watched(journal, up_to(10), resume=at(journal, 4))
             assert seen.revisions == [5, 6, 7, 8, 9, 10]
-            # and while it is being read
+        rows(state_dir, "DELETE FROM 'transition'")
+        async with opened(state_dir) as journal:  # nothing is left to tell it by
+            with pytest.raises(RevisionCompacted):
+                await watched(journal, heartbeat, resume=at(journal, 9))
+            assert await watched(journal, heartbeat, resume=at(journal, 10))
+
+    async def test_where_history_is_compacted_while_it_is_read(self, tmp_path: Path) -> None:
+        state_dir = tmp_path / "compacted"
+        async with opened(state_dir) as journal:
+            await filled(journal, 10)
+        async with opened(state_dir) as journal:
             items = Watch(journal).follow(vms=(), resume=at(journal, 4), heartbeat_interval=SELDOM)
             rows(state_dir, "DELETE FROM 'transition' WHERE revision <= 6")
             with pytest.raises(RevisionCompacted):
