@@ -225,6 +225,7 @@ def on_event(
         doubt=(
             event.kind in _DOUBTFUL
             or after.vcpus == 0  # its size was never told
+            or before.state is VmState.GONE  # it may have come back with another size
             or after.name != event.name
             or not (after.active or after.persistent)  # gone, unless a look-up finds it
         ),
