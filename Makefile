@@ -29,6 +29,10 @@ test:  ## Run all tests and linters; ARGS= goes to pytest
 	@scripts/setup test
 	@$(PY) -m pytest $(ARGS)
 
+.PHONY: chaos
+chaos: setup  ## Kill all there is for a while and check what clients saw (MINUTES=5 SEED=)
+	@$(PY) -m tests.system.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
+
 .PHONY: check
 check: setup  ## Run the linters only
 	@$(PY) -m pytest tests/unit/test_style.py $(ARGS)
