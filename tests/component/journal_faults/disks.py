@@ -61,19 +61,16 @@ def thin(path: Path, size: int, really: int) -> Iterator[Disk]:
         with image.open("wb") as file:
             file.truncate(size)
         _run("mkfs.ext4", "-q", "-F", "-O", "^has_journal", os.fspath(image))
-        with _mounted(path, "-t", "ext4", "-o", "loop,errors=continue", os.fspath(image)):
+        with _mounted(path, "-t", "ext4", "-o", "loop,errors=remount-ro", os.fspath(image)):
             yield Disk(path, below / "filler")
 
 
-@contextmanager
-def read_only(path: Path) -> Iterator[None]:
-    """Cover the directory at *path* with itself, read-only, for whoever opens a file anew."""
-    _run("mount", "--bind", os.fspath(path), os.fspath(path))
-    try:
-        _run("mount", "-o", "remount,bind,ro", os.fspath(path))
-        yield
-    finally:
-        _run("umount", "--lazy", os.fspath(path))
+def break_off(disk: Disk) -> None:
+    """Have the kernel find an error on a thin disk: from here on it is read-only."""
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    (device,) = (device for device, path, *_ in mounts if path == os.fspath(disk.path))
+    trigger = Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error")
+    trigger.write_text("a test wants it")
 
 
 def enter_namespace() -> None:

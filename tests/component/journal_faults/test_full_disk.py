@@ -21,15 +21,15 @@ from tests.component.journal.facts import (
     survey,
     uuid,
 )
-from tests.component.journal_faults.conftest import check_history, eventually, until
-from vmagentd.errors import JournalUnwritable
+from tests.component.journal_faults.conftest import Open, check_history, eventually, until
+from tests.component.journal_faults.disks import break_off
+from vmagentd.errors import JournalUnwritable, StartupError
 from vmagentd.journal import backlog
 from vmagentd.journal.disk import BALLAST_BYTES
 from vmagentd.lifecycle.steps import end, step
-from vmagentd.model import OperationOutcome, OperationPhase, Revision, VmState
+from vmagentd.model import HistoryFilter, OperationOutcome, OperationPhase, Revision, VmState
 
 if TYPE_CHECKING:
-    from tests.component.journal_faults.conftest import Open
     from tests.component.journal_faults.disks import Disk
     from vmagentd.journal.store import Journal
 
@@ -196,6 +196,24 @@ class TestFailingFsync:
             found = await collected(journal, 0, journal.head)
             assert revisions(found) == list(range(1, journal.head + 1))
         check_history(state, journal.head)
+
+
+async def test_a_disk_that_turns_read_only(thin_disk: Disk) -> None:
+    state, opening = thin_disk.path / "state", Open()
+    async with opening(state) as journal:
+        await filled(journal, 10)
+        break_off(thin_disk)
+        waiting = journal.submit(event(11))
+        await until(journal, lambda: not journal.writable)
+        assert not waiting.done()
+        assert (journal.head, len(await journal.page(Revision(0)))) == (10, 10)
+        assert revisions(await journal.transitions(HistoryFilter(), limit=3)) == [10, 9, 8]
+        with pytest.raises(JournalUnwritable):
+            await journal.accept(operation(1))
+    assert not opening.faults
+    with pytest.raises(StartupError, match=r"Read-only|readonly|read-only"):
+        async with opening(state):
+            pass
 
 
 class TestSomebodyElseWrites:
