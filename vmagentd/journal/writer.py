@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from vmagentd.journal.backlog import Backlog, Entry
 from vmagentd.journal.disk import DATABASE_ERRORS, Fault, cause, fault
 from vmagentd.journal.file import set_aside
+from vmagentd.journal.retention import LONG_STEP, STEP
 from vmagentd.journal.rows import (
     insert_transitions,
     write_link,
@@ -49,8 +50,8 @@ MAX_BATCH: Final = 256
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.05, 1.0
 # How often an idle journal looks after its files, its ballast and its history.
 _ROUND_S: Final = 5.0
-# Between two steps of a retention that has more to do: it leaves most of the disk to others.
-_STEP_S: Final = 0.02
+# After a step of a retention that has more to do, for so many times as long nothing is dropped.
+_REST: Final = 4
 
 Waiters: TypeAlias = "list[asyncio.Future[None]]"
 
@@ -275,18 +276,21 @@ class Writer:
 
     def _tidy(self) -> None:
         """Look after the files, and drop a little of what is too old; when it is time to."""
-        if monotonic() < self._round and not self._retention.pressing(self._fold.head):
+        begin, behind = monotonic(), not self._inbox.empty()
+        if begin < self._round and not behind:
             return
         before, more = self._retention.compacted_to, False
         self._in_use.check()
         try:
-            more = self._retention.step(self._db, self._fold.head)
+            most = LONG_STEP if behind else STEP
+            more = self._retention.step(self._db, self._fold.head, most=most)
         except DATABASE_ERRORS as error:
             if not self._makes_room(_of_disk(error)):
                 self._endure([], error)
         if self._retention.compacted_to != before:
             self._tell.compacted(self._retention.compacted_to)
-        self._round = monotonic() + (_STEP_S if more else _ROUND_S)
+        now = monotonic()
+        self._round = now + (_REST * (now - begin) if more else _ROUND_S)
         self._ballast.make()
 
 

@@ -23,7 +23,7 @@ from tests.component.journal.facts import (
 )
 from tests.component.journal_faults.conftest import Open, check_history, eventually, until
 from tests.component.journal_faults.disks import break_off
-from vmagentd.errors import JournalUnwritable, StartupError
+from vmagentd.errors import JournalUnusable, JournalUnwritable, StartupError
 from vmagentd.journal import backlog
 from vmagentd.journal.disk import BALLAST_BYTES
 from vmagentd.lifecycle.steps import end, step
@@ -169,6 +169,21 @@ class TestFullDisk:
         async with opening(disk.path / "state") as journal:
             assert journal.head == 10
             await journal.append(event(11))
+
+
+    async def test_a_start_without_any_room_says_so(self, opening: Open, disk: Disk) -> None:
+        ballast = disk.path / "state/ballast"
+        async with opening(disk.path / "state") as journal:
+            await filled(journal, 10)
+            await eventually(ballast.exists)
+        ballast.unlink()
+        disk.fill()
+        with pytest.raises(JournalUnusable, match="make room"):
+            async with opening(disk.path / "state"):
+                pass
+        disk.make_room()
+        async with opening(disk.path / "state") as journal:
+            assert journal.head == 10
 
 
 class TestFailingFsync:
