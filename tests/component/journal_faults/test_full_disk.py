@@ -170,7 +170,6 @@ class TestFullDisk:
             assert journal.head == 10
             await journal.append(event(11))
 
-
     async def test_a_start_without_any_room_says_so(self, opening: Open, disk: Disk) -> None:
         ballast = disk.path / "state/ballast"
         async with opening(disk.path / "state") as journal:
