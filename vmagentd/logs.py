@@ -42,6 +42,6 @@ def set_up(level: str) -> None:
             )
         )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # peewee logs every statement, asyncio its choice of selector: nobody's business even at DEBUG
-    for chatty in ("peewee", "asyncio"):
+    # peewee logs each statement, asyncio and gRPC how they loop: nobody's business even at DEBUG
+    for chatty in ("asyncio", "grpc", "peewee"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

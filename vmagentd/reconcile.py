@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Final, Never
 
 from vmagentd.errors import HypervisorError, LibvirtUnreachable
+from vmagentd.model import VmState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,8 +24,10 @@ log = logging.getLogger(__name__)
 
 # After a survey or a query that failed though the link is up.
 _RETRY_S: Final = 1.0
-# How often VMs that do not answer libvirt are looked at.
-_HUNG_S: Final = 5.0
+# How often VMs are looked at that no event may bring on: those that do not answer libvirt, and
+# those that should be on their way. A start that fails ends without one.
+_UNSETTLED_S: Final = 1.0
+_ON_THEIR_WAY: Final = frozenset({VmState.STARTING, VmState.MIGRATING_IN, VmState.STOPPING})
 # Queries about single VMs that wait for libvirt at once.
 _QUERIES: Final = 4
 
@@ -66,7 +69,7 @@ class Surveys:
         """Survey and settle doubts for ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._settle_doubts(tasks), name="doubts")
-            tasks.create_task(self._look_after_hung(tasks), name="hung")
+            tasks.create_task(self._look_after_unsettled(tasks), name="unsettled")
             await self._survey_for_ever()
 
     async def _survey_for_ever(self) -> Never:
@@ -95,12 +98,16 @@ class Surveys:
             self._ask(self._journal.take_doubts(), tasks)
             await changed.wait()
 
-    async def _look_after_hung(self, tasks: asyncio.TaskGroup) -> Never:
-        """Look often at VMs that do not answer: no event tells that they do again."""
+    async def _look_after_unsettled(self, tasks: asyncio.TaskGroup) -> Never:
+        """Look often at VMs that no event may bring on."""
         while True:
-            await asyncio.sleep(_HUNG_S)
-            vms = self._journal.vms.values()
-            self._ask({vm.uuid for vm in vms if vm.unresponsive is not None}, tasks)
+            await asyncio.sleep(_UNSETTLED_S)
+            unsettled = {
+                vm.uuid
+                for vm in self._journal.vms.values()
+                if vm.unresponsive is not None or vm.state in _ON_THEIR_WAY
+            }
+            self._ask(unsettled, tasks)
 
     def _ask(self, vms: set[VmUuid], tasks: asyncio.TaskGroup) -> None:
         for vm in vms - self._asking:

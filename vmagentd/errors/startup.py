@@ -26,7 +26,7 @@ class SocketInUse(StartupError):
     """Another daemon serves the socket, or something that is no socket is in its place."""
 
     def __init__(self, path: str, why: str) -> None:
-        super().__init__(f"socket {path}: {why}; stop that one, or choose another with --socket")
+        super().__init__(f"socket {path}: {why}; mend that, or choose another with --socket")
 
 
 class StateDirInUse(StartupError):

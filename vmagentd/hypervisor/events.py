@@ -44,6 +44,10 @@ def _reboot(_link: VirConnect) -> Meaning:
     return EventKind.REBOOT, _NO_NUMBERS
 
 
+def _control_error(_link: VirConnect) -> Meaning:
+    return EventKind.CONTROL_ERROR, _NO_NUMBERS
+
+
 def _agent(_link: VirConnect, state: int, _reason: int) -> Meaning:
     return (EventKind.AGENT_CONNECTED, _NO_NUMBERS) if state == _AGENT_CONNECTED else None
 
@@ -51,6 +55,8 @@ def _agent(_link: VirConnect, state: int, _reason: int) -> Meaning:
 # libvirt's events, each with what it means by what libvirt says beside the domain
 _LIBVIRT: tuple[tuple[int, Callable[..., Meaning]], ...] = (
     (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, _agent),
+    # the only event of a start that fails
+    (libvirt.VIR_DOMAIN_EVENT_ID_CONTROL_ERROR, _control_error),
     (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, _lifecycle),
     (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, _reboot),
 )

@@ -144,6 +144,7 @@ EVENTS: Mapping[EventKind, Mapping[Standing, To]] = MappingProxyType({
     EventKind.DEFINED_RENAMED: _NOTHING,
     EventKind.UNDEFINED: _NOTHING,
     EventKind.UNDEFINED_RENAMED: _NOTHING,
+    EventKind.CONTROL_ERROR: _NOTHING,
     # traces tell who, not what, see `trails`
     **dict.fromkeys(TRACES, _NOTHING),
 })  # fmt: skip
@@ -192,8 +193,9 @@ def on_event(
         operation: what is being carried out on the VM.
         trail: what else was heard of its hypervisor process.
     """
-    if event.kind in TRACES:
-        return Verdict()
+    if event.kind in TRACES or event.kind is EventKind.CONTROL_ERROR:
+        # an operation that fails looks by itself
+        return Verdict(doubt=event.kind not in TRACES and operation is None)
     if event.kind in _DEFINITION:
         return _on_definition_event(vm, event)
     another_run = vm is not None and _is_another_run(vm, event)

@@ -54,6 +54,8 @@ class EventKind(Name):
     CRASHED_CRASHLOADED = auto()
     # not a lifecycle event in libvirt's sense: its own event number, no detail
     REBOOT = auto()
+    # something in libvirt's control of the process failed: a start, for one. It tells no state.
+    CONTROL_ERROR = auto()
     # These tell who, not what; see `lifecycle.trails`. AGENT is libvirt's, the others QEMU's own.
     AGENT_CONNECTED = auto()
     POWER_BUTTON = auto()
