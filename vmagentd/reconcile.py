@@ -81,15 +81,15 @@ class Surveys:
             except TimeoutError:
                 pass
             self._wanted.clear()
-            wait_s = self._interval_s
+            wait_s = _RETRY_S
             try:
                 await self._journal.append(await self._survey())
-            except LibvirtUnreachable:
-                continue  # `want` comes with the next link
+            except LibvirtUnreachable as error:
+                log.debug("no survey: %s", error)  # who is blind has told so already
             except HypervisorError as error:
                 log.warning("survey failed, next try in %g s: %s", _RETRY_S, error)
-                wait_s = _RETRY_S
             else:
+                wait_s = self._interval_s
                 self.first_done.set()
 
     async def _settle_doubts(self, tasks: asyncio.TaskGroup) -> Never:

@@ -242,6 +242,9 @@ class Fold:
                 batch.link, connected=False, blind_since=lost.time, cause=lost.cause
             )
             batch.links.append(batch.link)
+        else:
+            # the blind time goes on; what is in the way now is the better answer to why
+            batch.link = replace(batch.link, cause=lost.cause)
 
     def _on_host_booted(self, boot: HostBooted, batch: Batch) -> None:
         if batch.boot_id not in {None, boot.boot_id}:

@@ -157,13 +157,16 @@ class TestBlindness:
         assert (now.end_time, now.cause) == (None, "libvirtd ended")
         assert before.end_time == BEGIN + 100 * SECOND
 
-    async def test_the_first_loss_tells_since_when(self, journal: Journal) -> None:
+    async def test_the_first_loss_tells_since_when_and_the_last_one_why(
+        self, journal: Journal
+    ) -> None:
         await journal.append(survey(sighting()))
         await journal.append(lost(cause="first"))
-        before = journal.link
+        since = journal.link.blind_since
         await journal.append(lost(cause="second"))
-        assert journal.link == before
-        assert len(await journal.blind_intervals()) == 2
+        assert (journal.link.blind_since, journal.link.cause) == (since, "second")
+        newest, _ = await journal.blind_intervals()
+        assert newest.cause == "first"
 
     async def test_a_survey_through_the_lost_link_does_not_end_it(self, journal: Journal) -> None:
         await journal.append(survey(sighting(), link=1))
