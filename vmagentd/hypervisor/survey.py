@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 _CHUNK = 1000
 _NOT_RUNNING = -1
 _SHUTOFF = 5
-# Off, and why is forgotten; off, and memory was saved. Both leave open whether there is an image
-# that the next start resumes: libvirt keeps the second one for `virsh save` to any file.
-_FORGOTTEN, _SAVED = RawPair(_SHUTOFF, 0), RawPair(_SHUTOFF, 5)
 # virDomainControlState: a monitor command is under way; the monitor is broken
 _OCCUPIED, _BROKEN = 2, 3
 # Commands take milliseconds; one that takes this long waits for a process that hangs.
@@ -83,12 +80,7 @@ def sight_all(link: VirConnect) -> tuple[tuple[Sighting, ...], tuple[VmUuid, ...
         found = _states(link, link.listAllDomains())
         # of persistent and transient VMs, the latter are few if any
         transient = _listed(link, libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)
-        # after libvirtd forgot why its VMs are off this is needed for nearly all, else for few
-        saved = (
-            _listed(link, libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)
-            if any(raw in {_FORGOTTEN, _SAVED} for _, raw in found)
-            else frozenset()
-        )
+        saved = _listed(link, libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)
     seen: list[Sighting] = []
     unreadable: list[VmUuid] = []
     for domain, raw in found:
@@ -140,8 +132,12 @@ def _sighting(
     domain: VirDomain, vm: VmUuid, raw: RawPair, *, persistent: bool, saved: Callable[[], bool]
 ) -> Sighting:
     state, reason = state_and_reason(raw.major, raw.minor)
-    if raw in {_FORGOTTEN, _SAVED}:
-        state, reason = (VmState.SAVED, Reason.SAVED) if saved() else (VmState.STOPPED, reason)
+    # Why it is off does not tell whether there is an image that the next start resumes: libvirt
+    # says SAVED for an image in any file, and another reason when a start from one has failed.
+    if raw.major == _SHUTOFF and saved():
+        state, reason = VmState.SAVED, Reason.SAVED
+    elif state is VmState.SAVED:
+        state = VmState.STOPPED
     run_id = domain.ID()
     active = run_id != _NOT_RUNNING if state is VmState.UNRECOGNIZED else raw.major != _SHUTOFF
     _, memory_kib, _, vcpus, _ = domain.info()
