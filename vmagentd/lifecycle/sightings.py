@@ -45,7 +45,7 @@ def on_sighting(
     defined = _defined(vm, seen)
     if defined != vm:
         changes.append(Change(kind=TransitionKind.DEFINITION, vm=defined))
-    if _is_another_run(vm, seen) or _contradicts(vm, seen):
+    if _is_another_run(vm, seen) or _contradicts(vm, seen, starting=_is_start(operation)):
         changes.append(_moved(defined, seen, time, source, operation))
     last = changes[-1].vm if changes else vm
     if (last.unresponsive is None) != (seen.unresponsive is None):
@@ -80,7 +80,7 @@ def on_absence(
         operation: what is being carried out on the VM.
         undefined: whether an event told that its definition was removed.
     """
-    starting = operation is not None and isinstance(operation.parameters, StartParameters)
+    starting = _is_start(operation)
     if vm.state is VmState.GONE or (starting and source is not Source.OPERATION):
         return Verdict()
     expected = not vm.active and not vm.persistent
@@ -192,9 +192,15 @@ def _last_certain(vm: Vm) -> datetime:
     return max(vm.state_time, vm.verify_time or vm.state_time)
 
 
-def _contradicts(vm: Vm, seen: Sighting) -> bool:
+def _is_start(operation: Operation | None) -> bool:
+    return operation is not None and isinstance(operation.parameters, StartParameters)
+
+
+def _contradicts(vm: Vm, seen: Sighting, *, starting: bool) -> bool:
     if seen.state is VmState.PAUSED and seen.reason is Reason.MIGRATING and vm.state in _ARRIVING:
-        return False
+        # Where no event told that it arrives and nobody of ours waits for it, it may have
+        # arrived unseen: a VM that was saved paused shows like this for as long as it is paused.
+        return vm.reason is Reason.STARTING_UP and not starting
     if seen.reason is Reason.UNKNOWN and not seen.active:
         forgotten = seen.state is VmState.STOPPED and vm.state in _REMEMBERED
         return vm.active or not (forgotten or seen.state is vm.state)
