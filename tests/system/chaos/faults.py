@@ -7,6 +7,7 @@ from typing import Final
 
 from tests.system.chaos.record import Record
 from tests.system.daemon import Daemon
+from tests.system.deadline import until
 from tests.system.libvirtd import PrivateLibvirtd
 
 # One time in so many the daemon is asked to end.
@@ -41,14 +42,22 @@ class DaemonFaults:
         """Kill it as soon as it writes: while it starts, surveys, recovers and serves."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            serves = self._random.random() < 0.6
-            lives_s = self._random.uniform(0, 0.25 if serves else 0.9)
+            serves, lives_s = self._random.random() < 0.5, self._random.uniform(0, 0.4)
             self._end(record)
+            written = self._written_ns()
             with record.act("daemon", "start daemon", "daemon"):
                 self._daemon.start(waits=serves)
+                until(lambda w=written: self._written_ns() != w, "it writes")  # type: ignore[misc]
             time.sleep(lives_s)  # the plan's
         self._end(record)
         self._daemon.start()
+
+    def _written_ns(self) -> int:
+        """Return when the journal was written to last."""
+        try:
+            return (self._daemon.state_dir / "journal.db-wal").stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     def _end(self, record: Record, *, orderly: bool = False) -> None:
         if not self._daemon.running:

@@ -35,7 +35,8 @@ REASONS: Mapping[str, frozenset[str]] = MappingProxyType(
             " DUMPING IO_ERROR WATCHDOG SNAPSHOTTING SHUTTING_DOWN API_ERROR GUEST_PANIC",
             "SLEEPING": "SUSPENDED_TO_RAM SUSPENDED_TO_DISK",
             "STOPPING": "GUEST_SHUTDOWN HOST_TERMINATION",
-            "STOPPED": "REVERTED CLEAN_SHUTDOWN FORCED KILLED_BY_HOST_SIGNAL START_FAILED"
+            # and SAVED: memory went to a file of somebody's own, or what was saved was dropped
+            "STOPPED": "SAVED REVERTED CLEAN_SHUTDOWN FORCED KILLED_BY_HOST_SIGNAL START_FAILED"
             " STOPPED_BY_LIBVIRTD HOST_REBOOTED DEFINED",
             "SAVED": "SAVED",
             "CRASHED": "PROCESS_DIED GUEST_PANIC",
@@ -170,7 +171,8 @@ def _check_itself(transition: Transition) -> Iterator[str]:
     """Yield in what a transition contradicts itself."""
     vm = transition.vm
     name, reason = state(vm), VmReason.Name(vm.reason).removeprefix("VM_REASON_")
-    if reason not in REASONS.get(name, ()):
+    moves = transition.kind == TransitionKind.TRANSITION_KIND_STATE
+    if moves and reason not in REASONS.get(name, ()):
         yield f"{name} for reason {reason}"
     if (name in _ACTIVE and not vm.active) or (name in _INACTIVE and vm.active):
         yield f"{name} and active={vm.active}"

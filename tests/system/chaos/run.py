@@ -13,7 +13,6 @@ from typing import Final, Self
 import grpc
 import libvirt
 from vmagent.v1 import vm_agent_service_pb2 as pb
-from vmagent.v1.transition_pb2 import TransitionKind
 
 from tests.system.chaos.callers import Callers, ask
 from tests.system.chaos.faults import DaemonFaults, trouble_libvirtd
@@ -23,7 +22,7 @@ from tests.system.chaos.players import cast
 from tests.system.chaos.promises import History, Violation, answered
 from tests.system.chaos.record import Record
 from tests.system.chaos.report import tell
-from tests.system.chaos.rest import Difference, calm, differences, truths
+from tests.system.chaos.rest import Difference, calm, differences, told_by_no_event, truths
 from tests.system.chaos.virsh import Virsh
 from tests.system.chaos.watching import Watching, read
 from tests.system.daemon import Daemon
@@ -134,6 +133,7 @@ class Run:
                 self.players,
                 stream(self.seed, self._rounds, "watcher", n),
                 self._model.revision,
+                picks=n > 0,
             )
             for n in range(_WATCHERS)
         ]
@@ -175,22 +175,20 @@ class Run:
 
     def _rest(self, record: Record, watchers: list[Watching]) -> tuple[list[Violation], History]:
         calm(self._libvirtd.connection, self.players)
-        violations = [*self._agree("by events alone")]
-        host = self._daemon.host()
+        violations = [*self._agree("by events alone", surveyed=False)]
+        head = self._daemon.host().head_revision
         self._daemon.restart()
         until(self._surveyed, "the first survey", within_s=_RESTS_WITHIN_S)
-        violations += self._agree("after a survey")
-        surveyed = journal(self._daemon.stub, after=host.head_revision)
-        # no event tells that a redefined guest takes its new size when it ends
-        violations += [
+        violations += self._agree("after a survey", surveyed=True)
+        violations += (
             Violation(f"at rest a survey finds {line(t)}", t.vm.uuid, t.revision)
-            for t in surveyed
-            if t.kind != TransitionKind.TRANSITION_KIND_DEFINITION
-        ]
+            for t in journal(self._daemon.stub, after=head)
+            if not told_by_no_event(t)
+        )
         violations += self._repeat(record)
-        head = self._daemon.host().head_revision
+        host = self._daemon.host()
         for watcher in watchers:
-            watcher.catch_up(record, head)
+            watcher.catch_up(record, host.head_revision)
         since = self._model.revision
         transitions = journal(self._daemon.stub, after=since)
         history = History(host.journal_id, since, transitions, self._model)
@@ -198,13 +196,13 @@ class Run:
         violations += self._left_open()
         return violations, history
 
-    def _agree(self, when: str) -> Iterator[Violation]:
+    def _agree(self, when: str, *, surveyed: bool) -> Iterator[Violation]:
         """Wait until libvirt and the daemon agree."""
         left: list[Difference] = []
 
         def agreed() -> bool:
             listed = self._daemon.stub.ListVms(pb.ListVmsRequest(), timeout=10)
-            left[:] = differences(truths(self._libvirtd.connection), listed.vms)
+            left[:] = differences(truths(self._libvirtd.connection), listed.vms, surveyed=surveyed)
             left.extend(
                 Difference(vm.uuid, f"{vm.name}: operation {vm.active_operation_id} is open")
                 for vm in listed.vms

@@ -31,12 +31,21 @@ class Watching:
         target: where the daemon is.
         players: whom there is to watch.
         random: settles whom it watches, for how long, and from where.
+        picks: it does not always watch all.
         since: a place from which the journal can be checked, None for its beginning.
     """
 
     def __init__(
-        self, lane: str, target: str, players: Sequence[Player], random: Random, since: int
+        self,
+        lane: str,
+        target: str,
+        players: Sequence[Player],
+        random: Random,
+        since: int,
+        *,
+        picks: bool,
     ) -> None:
+        self._picks = picks
         self._lane = lane
         self._target = target
         self._players = players
@@ -69,7 +78,7 @@ class Watching:
     def _place(self) -> Cursor | None:
         """Choose where to begin: mostly where it was, else anew, or long ago."""
         dice, back = self._random.random(), self._random.random()
-        whom = self._random.choice((0, 0, 1, 3))
+        whom = self._random.choice((0, 1, 2, 4)) if self._picks else 0
         chosen = self._random.sample(self._players, whom)
         if self._cursor is None or dice < 0.15:
             self._vms = [self._random.choice((p.uuid, *p.names)) for p in chosen]
