@@ -4,6 +4,7 @@ The table from libvirt's states to ours is this module's own; it knows the contr
 manual, not the daemon.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -76,7 +77,11 @@ class Difference:
 
 
 def truths(connection: Any) -> dict[str, Truth]:  # noqa: ANN401 - libvirt has no types
-    """Ask libvirt for every VM."""
+    """Ask libvirt for every VM.
+
+    Raises:
+        libvirtError: one went meanwhile.
+    """
     found = (
         Truth(
             uuid=domain.UUIDString(),
@@ -123,16 +128,15 @@ def told_by_no_event(transition: Transition) -> bool:
     return resized or (dropped and not transition.vm.active)
 
 
-def calm(connection: Any, players: Iterable[Player]) -> None:  # noqa: ANN401
-    """Pause every guest that would act by itself."""
+def calm(connection: Any, players: Iterable[Player]) -> bool:  # noqa: ANN401
+    """Pause every guest that would act by itself; return whether there was none."""
     restless = {player.uuid for player in players if player.behaviour in RESTLESS}
-    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_RUNNING):
-        if domain.UUIDString() in restless:
-            try:
-                domain.suspend()
-            except libvirt.libvirtError as error:
-                if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:  # off by now
-                    raise
+    running = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_RUNNING)
+    found = [domain for domain in running if domain.UUIDString() in restless]
+    for domain in found:
+        with contextlib.suppress(libvirt.libvirtError):  # off by now, or gone
+            domain.suspend()
+    return not found
 
 
 def _differ(truth: Truth, vm: Vm, *, surveyed: bool) -> Iterator[str]:

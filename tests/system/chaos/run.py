@@ -174,7 +174,11 @@ class Run:
             act.outcome = virsh.do(deed, player)
 
     def _rest(self, record: Record, watchers: list[Watching]) -> tuple[list[Violation], History]:
-        calm(self._libvirtd.connection, self.players)
+        until(
+            lambda: calm(self._libvirtd.connection, self.players),
+            "nobody acts by himself",
+            within_s=_RESTS_WITHIN_S,
+        )
         violations = [*self._agree("by events alone", surveyed=False)]
         head = self._daemon.host().head_revision
         self._daemon.restart()
@@ -201,8 +205,13 @@ class Run:
         left: list[Difference] = []
 
         def agreed() -> bool:
+            try:
+                there = truths(self._libvirtd.connection)
+            except libvirt.libvirtError as error:
+                left[:] = [Difference("", f"libvirt is not at rest: {error}")]
+                return False
             listed = self._daemon.stub.ListVms(pb.ListVmsRequest(), timeout=10)
-            left[:] = differences(truths(self._libvirtd.connection), listed.vms, surveyed=surveyed)
+            left[:] = differences(there, listed.vms, surveyed=surveyed)
             left.extend(
                 Difference(vm.uuid, f"{vm.name}: operation {vm.active_operation_id} is open")
                 for vm in listed.vms
