@@ -27,7 +27,8 @@ run: setup  ## Run the daemon on libvirt's test driver; socket and journal in .r
 .PHONY: test
 test:  ## Run all tests and linters; ARGS= goes to pytest
 	@scripts/setup test
-	@$(PY) -m pytest $(ARGS)
+	@# They wait more than they compute; those of one file share fixtures and stay together.
+	@$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 .PHONY: chaos
 chaos: setup  ## Kill all there is for a while and check what clients saw (MINUTES=5 SEED=)

@@ -221,4 +221,5 @@ async def test_a_client_that_vanishes_while_it_watches(
             pass
         writer.transport.abort()
     await served.survey(sighting(1, "web"), sighting(2, "afterwards"), sighting(3, "more"))
-    assert not [record for record in caplog.records if record.levelname in {"ERROR", "WARNING"}]
+    ours = [record for record in caplog.records if record.name.startswith("vmagentd")]
+    assert not [record for record in ours if record.levelname in {"ERROR", "WARNING"}]

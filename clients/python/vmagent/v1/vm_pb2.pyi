@@ -157,7 +157,7 @@ class _VmReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VmReason.Val
     VM_REASON_DEFINED: _VmReason.ValueType  # 32
     """STOPPED: it was defined and has not run since."""
     VM_REASON_SAVED: _VmReason.ValueType  # 33
-    """SAVED: its memory was saved."""
+    """SAVED: its memory was saved. STOPPED: to a file that the next start does not resume from."""
     VM_REASON_PROCESS_DIED: _VmReason.ValueType  # 34
     """CRASHED: the hypervisor process died."""
     VM_REASON_GUEST_PANIC: _VmReason.ValueType  # 35
@@ -245,7 +245,7 @@ VM_REASON_HOST_REBOOTED: VmReason.ValueType  # 31
 VM_REASON_DEFINED: VmReason.ValueType  # 32
 """STOPPED: it was defined and has not run since."""
 VM_REASON_SAVED: VmReason.ValueType  # 33
-"""SAVED: its memory was saved."""
+"""SAVED: its memory was saved. STOPPED: to a file that the next start does not resume from."""
 VM_REASON_PROCESS_DIED: VmReason.ValueType  # 34
 """CRASHED: the hypervisor process died."""
 VM_REASON_GUEST_PANIC: VmReason.ValueType  # 35
