@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.system.chaos.plan import stream
 from tests.system.chaos.run import ChaosError, Run
 
-_ROUND_S = 10.0
+_ROUND_S, _BURST_S = 10.0, 25.0
 
 
 def main() -> int:
@@ -41,7 +41,9 @@ def reign(run: Run, seconds: float) -> None:
     while True:
         burst, troubled = random.random() < 0.6, random.random() < 0.6
         run.round(
-            min(_ROUND_S, max(end - time.monotonic(), 1)), burst=burst, libvirtd_troubled=troubled
+            min(_BURST_S if burst else _ROUND_S, max(end - time.monotonic(), 1)),
+            burst=burst,
+            libvirtd_troubled=troubled,
         )
         sys.stdout.write(
             f"{run.counts['seconds']:5} s, {run.counts['act kill daemon']} daemons killed,"

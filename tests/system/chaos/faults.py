@@ -42,7 +42,7 @@ class DaemonFaults:
         """Kill it as soon as it writes: while it starts, surveys, recovers and serves."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            serves, lives_s = self._random.random() < 0.5, self._random.uniform(0, 0.4)
+            serves, lives_s = self._random.random() < 0.4, self._random.uniform(0, 0.3)
             self._end(record)
             written = self._written_ns()
             with record.act("daemon", "start daemon", "daemon"):

@@ -40,8 +40,8 @@ _OFF: Mapping[int, tuple[frozenset[str], frozenset[str]]] = MappingProxyType(
 _PAUSED: Mapping[int, tuple[str, str]] = MappingProxyType(
     {
         libvirt.VIR_DOMAIN_PAUSED_STARTING_UP: ("STARTING", ""),
-        # RESTORED: it came back paused, was resumed and paused again; if nobody listened, the daemon
-        # keeps what it knew of the pause before
+        # RESTORED: it came back paused, then it was resumed and paused again while nobody
+        # listened; the daemon keeps what it knew of the pause before
         libvirt.VIR_DOMAIN_PAUSED_USER: ("PAUSED", "PAUSED_BY_USER RESTORED"),
         libvirt.VIR_DOMAIN_PAUSED_CRASHED: ("PAUSED CRASHED", "GUEST_PANIC"),
         libvirt.VIR_DOMAIN_PAUSED_IOERROR: ("PAUSED", "IO_ERROR"),

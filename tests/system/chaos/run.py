@@ -41,6 +41,8 @@ force_timeout = "20s"
 """
 _LANES: Final = 7
 _WATCHERS: Final = 4
+# In a burst the lanes leave the machine to the daemon, which is started once a second.
+_SLOWER: Final = 3
 # libvirtd has just come back, six requests have just been taken up again: patience.
 _RESTS_WITHIN_S: Final = 30.0
 
@@ -139,7 +141,10 @@ class Run:
         ]
         faults = DaemonFaults(self._daemon, stream(self.seed, self._rounds, "daemon"))
         with ThreadPoolExecutor(_LANES + _WATCHERS + 2, thread_name_prefix="lane") as pool:
-            lanes = [pool.submit(self._act, lane, record, callers, over) for lane in range(_LANES)]
+            lanes = [
+                pool.submit(self._act, lane, record, callers, over, _SLOWER if burst else 1)
+                for lane in range(_LANES)
+            ]
             lanes += [pool.submit(watcher.run, record, over) for watcher in watchers]
             reads = stream(self.seed, self._rounds, "reader")
             lanes.append(pool.submit(read, self._daemon.target, reads, record, over))
@@ -155,12 +160,12 @@ class Run:
         callers.join()
         return watchers
 
-    def _act(self, lane: int, record: Record, callers: Callers, over: Event) -> None:
+    def _act(self, lane: int, record: Record, callers: Callers, over: Event, slower: int) -> None:
         """Do what the plan has for one lane's guests, until the round is over."""
         virsh = Virsh(self._libvirtd)
         name = f"lane {lane}"
         for deed in self._lanes[lane]:
-            if over.wait(deed.pause_s):  # the plan's
+            if over.wait(slower * deed.pause_s):  # the plan's
                 break
             self._do(deed, name, virsh, record, callers)
         virsh.close()
