@@ -34,6 +34,11 @@ test:  ## Run all tests and linters; ARGS= goes to pytest
 chaos: setup  ## Kill all there is for a while and check what clients saw (MINUTES=5 SEED=)
 	@$(PY) -m tests.system.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
+.PHONY: bench
+bench:  ## Measure what has a number to reach; NAME=hung is one of callback, hung, reconnect
+	@scripts/setup test
+	@for name in $(or $(NAME),callback hung reconnect); do $(PY) -m tests.bench.$$name; done
+
 .PHONY: check
 check: setup  ## Run the linters only
 	@$(PY) -m pytest tests/unit/test_style.py $(ARGS)
