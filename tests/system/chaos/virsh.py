@@ -100,7 +100,8 @@ class Virsh:
     def _signal(self, player: Player, signal_: signal.Signals) -> None:
         # its process bears the name it had when it was started
         for name in player.names:
-            with contextlib.suppress(ProcessLookupError):
+            # ValueError: the file that is to tell its pid is there and not written yet
+            with contextlib.suppress(ProcessLookupError, ValueError):
                 self._libvirtd.signal_qemu(name, signal_)
                 return
         raise ProcessLookupError("no process")
