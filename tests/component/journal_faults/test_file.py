@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 from contextlib import suppress
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -207,14 +206,3 @@ async def test_the_restart_goes_on_with_what_is_there(state_dir: Path, tmp_path:
         assert revisions(await journal.page(Revision(0))) == [*range(1, 8)]
     check_history(state_dir, 7)
     assert not again.faults
-
-
-def test_the_look_at_the_files_costs_nothing_beside_a_commit(tmp_path: Path) -> None:
-    """It is made at each commit, which takes a millisecond at best."""
-    for name in ("journal.db", "journal.db-wal", "journal.db-shm"):
-        (tmp_path / name).touch()
-    in_use = journal_file.InUse(tmp_path / "journal.db")
-    begin = perf_counter()
-    for _ in range(1000):
-        in_use.check()
-    assert perf_counter() - begin < 0.1
