@@ -7,6 +7,7 @@ from uuid import uuid4
 import libvirt
 import pytest
 
+from tests.system.calls import finished, read_until
 from tests.system.deadline import until
 from tests.system.domains import Spec, domain_xml
 from tests.system.guests import Behaviour, Roms
@@ -47,3 +48,17 @@ def test_a_guest_that_has_come_back_paused_unseen_is_paused() -> None:
     story = Story()
     story.see("STARTING", "STARTING_UP", 1)
     assert told(story.see("PAUSED", "MIGRATING", 1)) == ["PAUSED/MIGRATING on #1"]
+
+
+@pytest.mark.xfail(reason="a request that joined an operation is not remembered", strict=True)
+def test_a_request_that_joined_an_operation_is_it_when_it_is_repeated(vms: Vms) -> None:
+    """Else a client that repeats what a crash left unanswered does it a second time."""
+    vm = vms.up(Spec(Behaviour.SLOW, 0.5))
+    first = vms.stopping(vm, request_id=f"first-{vm.uuid}")
+    begun = read_until(first, "SIGNALLED")
+    joined = vms.stop(vm, request_id=f"second-{vm.uuid}")
+    operation_id = finished(first, begun).operation.operation_id
+    assert joined.operation.operation_id == operation_id
+    assert vms.start(vm).result == "DONE"
+    repeated = vms.stop(vm, request_id=f"second-{vm.uuid}")
+    assert repeated.operation.operation_id == operation_id
