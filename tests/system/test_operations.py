@@ -274,7 +274,7 @@ def test_a_repeated_request_returns_the_operation_also_after_a_restart(
         begun = vms.start(vm, request_id=request_id)
         assert begun.result == "DONE"
         assert vms.force_off(vm).result == "DONE"
-        head = first.revision
+        head = own_daemon.host().head_revision
         check_repeats(vms.start(vm, request_id=request_id), begun)
         reused = vms.stop(vm, request_id=request_id)
         assert reused.refusal is not None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import ValidationError
 
 from vmagentd.errors import JournalUnusable, StateDirInUse
-from vmagentd.journal import rows
+from vmagentd.journal import pruning, rows
 from vmagentd.journal.disk import DATABASE_ERRORS, Damaged, Fault, cause, fault
 from vmagentd.journal.fold import Fold
 from vmagentd.journal.schema import open_for_writing, sql, writing
@@ -155,7 +155,7 @@ def _open(path: Path, *, now: datetime) -> Kept:
         with writing(db):
             new = rows.read_meta(db, "journal_id") is None
             journal_id = rows.journal_id(db)
-            rows.forget_gone_vms(db)
+            pruning.forget_gone_vms(db)
             head, oldest = rows.head_and_oldest(db)
             link = rows.load_link(db, now=now)
             boot_id = rows.read_meta(db, "boot_id")

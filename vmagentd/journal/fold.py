@@ -19,6 +19,7 @@ from vmagentd.model import (
     EventKind,
     HostBooted,
     HostGoingDown,
+    JoinedRequest,
     Link,
     LinkLost,
     Operation,
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from vmagentd.lifecycle.moves import Change
     from vmagentd.model import OperationId
 
-Fact: TypeAlias = Event | LinkLost | Survey | Query | Operation | HostBooted | HostGoingDown
+Fact: TypeAlias = (
+    Event | LinkLost | Survey | Query | Operation | JoinedRequest | HostBooted | HostGoingDown
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,7 @@ class Batch:
     # VMs that a transition or a query touched, as they are after it
     vms: dict[VmUuid, Vm] = field(default_factory=dict)
     operations: dict[OperationId, Operation] = field(default_factory=dict)
+    joined: list[JoinedRequest] = field(default_factory=list)
     # VMs that libvirt is to be asked about
     doubts: set[VmUuid] = field(default_factory=set)
     contexts: dict[VmUuid, Context] = field(default_factory=dict)
@@ -129,6 +133,8 @@ class Fold:
                     self._on_link_lost(fact, batch)
                 case Operation():
                     self._on_operation(fact, batch)
+                case JoinedRequest():
+                    batch.joined.append(fact)
                 case HostBooted():
                     self._on_host_booted(fact, batch)
                 case HostGoingDown():

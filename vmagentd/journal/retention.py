@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from vmagentd.journal import rows
+from vmagentd.journal import pruning
 from vmagentd.journal.schema import to_column, writing
 from vmagentd.model import Revision
 
@@ -75,17 +75,17 @@ class Retention:
         end = self._droppable(db, head, most, cutoff=to_column(now - self._limits.age))
         if end > self.compacted_to:
             with writing(db):
-                rows.delete_transitions(db, after=self.compacted_to, until=end)
+                pruning.delete_transitions(db, after=self.compacted_to, until=end)
             self.compacted_to, self._unswept = end, True
             return True
         before = to_column(now - self._limits.operations_age)
         with writing(db):
-            dropped = rows.delete_operations(db, ended_before=before, most=most)
-            dropped += rows.delete_blind_intervals(
+            dropped = pruning.delete_operations(db, ended_before=before, most=most)
+            dropped += pruning.delete_blind_intervals(
                 db, ended_before=to_column(now - self._limits.age), most=most
             )
             if self._unswept:
-                dropped += rows.delete_overtaken(db, until=self.compacted_to, most=most)
+                dropped += pruning.delete_overtaken(db, until=self.compacted_to, most=most)
         self._unswept = dropped >= most
         return dropped >= most
 
@@ -98,6 +98,8 @@ class Retention:
         the host's clock said when.
         """
         end = min(self.compacted_to + most, head)
-        young = rows.first_young(db, after=self.compacted_to, until=Revision(end), cutoff=cutoff)
+        young = pruning.first_young(
+            db, after=self.compacted_to, until=Revision(end), cutoff=cutoff
+        )
         by_age = end if young is None else young - 1
         return Revision(min(end, max(by_age, head - self._limits.transitions)))

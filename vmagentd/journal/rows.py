@@ -8,13 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import uuid4
 
-from peewee import ModelSelect, Value, chunked, fn
+from peewee import chunked, fn
 
 from vmagentd.journal.schema import (
     OPERATION,
+    PARAMETERS,
     TRANSITION,
     VM,
     BlindRow,
+    JoinedRow,
     MetaRow,
     OperationRow,
     TransitionRow,
@@ -23,7 +25,7 @@ from vmagentd.journal.schema import (
     sql,
     to_column,
 )
-from vmagentd.model import BlindInterval, JournalId, Link, Revision, VmState
+from vmagentd.model import BlindInterval, JournalId, Link, OperationId, Revision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +33,15 @@ if TYPE_CHECKING:
 
     from peewee import Expression, Ordering, SqliteDatabase
 
-    from vmagentd.model import HistoryFilter, Operation, OperationId, Transition, Vm
+    from vmagentd.model import (
+        HistoryFilter,
+        JoinedRequest,
+        Operation,
+        StartParameters,
+        StopParameters,
+        Transition,
+        Vm,
+    )
 
 T = TypeVar("T")
 
@@ -39,9 +49,7 @@ T = TypeVar("T")
 _ROWS_AT_ONCE: Final = 500
 
 # Key in `meta`: all transitions after this revision are there.
-_COMPACTED_TO: Final = "compacted_to"
-# However short they are, no more blind intervals are kept.
-_BLIND_INTERVALS: Final = 10_000
+COMPACTED_TO: Final = "compacted_to"
 
 
 def insert_transitions(db: SqliteDatabase, transitions: Iterable[Transition]) -> None:
@@ -160,7 +168,7 @@ def head_and_oldest(db: SqliteDatabase) -> tuple[Revision, Revision]:
     # sqlite_sequence outlives the rows: after a deletion of the newest the count goes on
     used = sql(db, "SELECT seq FROM sqlite_sequence WHERE name = 'transition'").fetchone()
     head = used[0] if used else 0
-    compacted_to = read_meta(db, _COMPACTED_TO)
+    compacted_to = read_meta(db, COMPACTED_TO)
     if compacted_to is not None:  # before that some rows are kept, with gaps
         return Revision(head), Revision(int(compacted_to) + 1)
     oldest = TransitionRow.select(fn.MIN(TransitionRow.revision)).scalar(db)
@@ -185,10 +193,29 @@ def load_operation(db: SqliteDatabase, operation_id: OperationId) -> Operation |
     return _first(_operations(db, OperationRow.id == operation_id))
 
 
-def load_request(db: SqliteDatabase, actor: str, request_id: str) -> Operation | None:
-    """Return the operation that *actor* asked for under *request_id*."""
-    same = (OperationRow.actor == actor) & (OperationRow.request_id == request_id)
-    return _first(_operations(db, same))
+def write_joined(db: SqliteDatabase, requests: Iterable[JoinedRequest]) -> None:
+    """Write requests that joined operations."""
+    for request in requests:
+        JoinedRow.insert(
+            actor=request.actor,
+            request_id=request.request_id,
+            operation=request.operation,
+            parameters=PARAMETERS.dump_json(request.parameters).decode(),
+        ).on_conflict_replace().execute(db)
+
+
+def load_request(
+    db: SqliteDatabase, actor: str, request_id: str
+) -> tuple[Operation, StartParameters | StopParameters] | None:
+    """Return the operation that *actor*'s request began or joined, and what it asked for."""
+    own = (OperationRow.actor == actor) & (OperationRow.request_id == request_id)
+    begun = _first(_operations(db, own))
+    if begun is not None:
+        return begun, begun.parameters
+    same = (JoinedRow.actor == actor) & (JoinedRow.request_id == request_id)
+    row = _first(JoinedRow.select().where(same).execute(db))
+    joined = row and load_operation(db, OperationId(row.operation))
+    return (joined, PARAMETERS.validate_json(row.parameters)) if row and joined else None
 
 
 def load_transitions(
@@ -231,86 +258,6 @@ def load_blind_intervals(
             cause=row.cause,
         )
         for row in query.order_by(BlindRow.id.desc()).limit(limit).execute(db)
-    )
-
-
-def first_young(
-    db: SqliteDatabase, *, after: Revision, until: Revision, cutoff: int
-) -> Revision | None:
-    """Return the first transition in that range that was made at *cutoff* or later."""
-    revision = TransitionRow.revision
-    young = (revision > after) & (revision <= until) & (TransitionRow.time >= cutoff)
-    return _first(
-        found
-        for (found,) in TransitionRow.select(revision)
-        .where(young)
-        .order_by(revision)
-        .limit(1)
-        .tuples()
-        .execute(db)
-    )
-
-
-def delete_transitions(db: SqliteDatabase, *, after: Revision, until: Revision) -> None:
-    """Delete the transitions of that range, but the newest of each present VM."""
-    revision = TransitionRow.revision
-    TransitionRow.delete().where(
-        (revision > after) & (revision <= until) & ~fn.EXISTS(_newest_of_present_vm())
-    ).execute(db)
-    write_meta(db, _COMPACTED_TO, str(until))
-
-
-def delete_overtaken(db: SqliteDatabase, *, until: Revision, most: int) -> int:
-    """Delete what was kept up to *until* for a VM that has a newer transition, or is gone, now."""
-    overtaken = (
-        TransitionRow.select(TransitionRow.revision)
-        .where((TransitionRow.revision <= until) & ~fn.EXISTS(_newest_of_present_vm()))
-        .limit(most)
-    )
-    delete = TransitionRow.delete().where(TransitionRow.revision.in_(overtaken))
-    return int(delete.execute(db))
-
-
-def delete_operations(db: SqliteDatabase, *, ended_before: int, most: int) -> int:
-    """Delete operations that ended before that time; none that is under way."""
-    old = (
-        OperationRow.select(OperationRow.id)
-        # no operation ends before it was accepted, and that is indexed
-        .where((OperationRow.accept_time < ended_before) & (OperationRow.end_time < ended_before))
-        .limit(most)
-    )
-    return int(OperationRow.delete().where(OperationRow.id.in_(old)).execute(db))
-
-
-def delete_blind_intervals(db: SqliteDatabase, *, ended_before: int, most: int) -> int:
-    """Delete blind intervals that ended before that time, or are too many."""
-    last = BlindRow.select(fn.MAX(BlindRow.id)).scalar(db) or 0
-    old = (
-        BlindRow.select(BlindRow.id)
-        .where((BlindRow.end_time < ended_before) | (BlindRow.id <= last - _BLIND_INTERVALS))
-        .limit(most)
-    )
-    return int(BlindRow.delete().where(BlindRow.id.in_(old)).execute(db))
-
-
-def forget_gone_vms(db: SqliteDatabase) -> None:
-    """Delete the VMs that are gone and whose whole history is compacted.
-
-    Only at a start: later somebody may hold one of them.
-    """
-    compacted_to = int(read_meta(db, _COMPACTED_TO) or 0)
-    busy = OperationRow.select(OperationRow.vm).where(OperationRow.end_time.is_null())
-    VmRow.delete().where(
-        (VmRow.state == VmState.GONE) & (VmRow.revision <= compacted_to) & VmRow.uuid.not_in(busy)
-    ).execute(db)
-
-
-def _newest_of_present_vm() -> ModelSelect[VmRow]:
-    """Select the VM whose newest transition the outer query looks at, unless it is gone."""
-    return VmRow.select(Value(1)).where(
-        (VmRow.uuid == TransitionRow.vm)
-        & (VmRow.revision == TransitionRow.revision)
-        & (VmRow.state != VmState.GONE)
     )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from peewee import (
     AutoField,
     BigIntegerField,
+    CompositeKey,
     DatabaseError,
     Model,
     SqliteDatabase,
@@ -25,7 +26,7 @@ from peewee import (
 from pydantic import TypeAdapter
 
 from vmagentd.errors import JournalUnusable
-from vmagentd.model import Operation, Transition, Vm
+from vmagentd.model import Operation, StartParameters, StopParameters, Transition, Vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 TRANSITION: Final = TypeAdapter(Transition)
 VM: Final = TypeAdapter(Vm)
 OPERATION: Final = TypeAdapter(Operation)
+PARAMETERS: Final[TypeAdapter[StartParameters | StopParameters]] = TypeAdapter(
+    StartParameters | StopParameters
+)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -107,6 +111,19 @@ class OperationRow(Model):
         table_name = "operation"
 
 
+class JoinedRow(Model):
+    """A request that joined an operation; whose own request is in that operation's row."""
+
+    actor = TextField()
+    request_id = TextField()
+    operation = TextField()
+    parameters = TextField()
+
+    class Meta:
+        table_name = "joined"
+        primary_key = CompositeKey("actor", "request_id")
+
+
 class BlindRow(Model):
     """A time during which libvirt could not be asked; `end_time` is null while it lasts."""
 
@@ -138,6 +155,10 @@ def _create(db: SqliteDatabase) -> None:
             accept_time INTEGER NOT NULL, end_time INTEGER, record TEXT NOT NULL)
             STRICT, WITHOUT ROWID""",
         "CREATE UNIQUE INDEX operation_request ON operation (actor, request_id)",
+        """CREATE TABLE joined (
+            actor TEXT NOT NULL, request_id TEXT NOT NULL, operation TEXT NOT NULL,
+            parameters TEXT NOT NULL, PRIMARY KEY (actor, request_id)) STRICT, WITHOUT ROWID""",
+        "CREATE INDEX joined_operation ON joined (operation)",
         "CREATE INDEX operation_vm ON operation (vm, accept_time)",
         "CREATE INDEX operation_accept_time ON operation (accept_time)",
         "CREATE INDEX operation_open ON operation (id) WHERE end_time IS NULL",

@@ -35,10 +35,13 @@ if TYPE_CHECKING:
     from vmagentd.journal.fold import Batch, Fact
     from vmagentd.model import (
         BlindInterval,
+        JoinedRequest,
         JournalId,
         Link,
         Operation,
         OperationId,
+        StartParameters,
+        StopParameters,
         Transition,
         Vm,
     )
@@ -153,17 +156,17 @@ class Journal:
         """Hand over a fact. Durable and shown on return, however long that takes; see `submit`."""
         await self.submit(fact)
 
-    async def accept(self, operation: Operation) -> None:
-        """Commit a new operation, or refuse it. Durable and shown on return.
+    async def accept(self, asked: Operation | JoinedRequest) -> None:
+        """Commit what a client asked for, or refuse it. Durable and shown on return.
 
-        Unlike its later steps, which tell what has happened, it does not wait for a full disk.
+        Unlike later steps, which tell what has happened, it does not wait for a full disk.
 
         Raises:
             ShuttingDown: the journal is being closed.
             JournalUnwritable: it is not accepted, and will not be.
         """
         self.check_writable()
-        await self.submit(operation, now_or_never=True)
+        await self.submit(asked, now_or_never=True)
 
     def check_writable(self) -> None:
         """Raise if nothing new can be promised now.
@@ -240,8 +243,10 @@ class Journal:
         """Return one operation, as it is committed."""
         return await self._reader.read(rows.load_operation, operation_id)
 
-    async def request(self, actor: str, request_id: str) -> Operation | None:
-        """Return the operation that *actor* asked for under *request_id*, as it is committed."""
+    async def request(
+        self, actor: str, request_id: str
+    ) -> tuple[Operation, StartParameters | StopParameters] | None:
+        """Return the operation that *actor*'s request began or joined, and what it asked for."""
         return await self._reader.read(rows.load_request, actor, request_id)
 
     async def close(self) -> None:

@@ -20,6 +20,7 @@ from vmagentd.journal.file import set_aside
 from vmagentd.journal.retention import LONG_STEP, STEP
 from vmagentd.journal.rows import (
     insert_transitions,
+    write_joined,
     write_link,
     write_meta,
     write_operations,
@@ -187,12 +188,14 @@ class Writer:
     def _commit(self, entries: list[Entry]) -> None:
         batch = self._fold.apply(entry.fact for entry in entries)
         booted = batch.boot_id != self._fold.boot_id
-        if batch.transitions or batch.operations or batch.links or booted:
+        told = batch.transitions or batch.operations or batch.joined or batch.links
+        if told or booted:
             changed = {transition.vm.uuid for transition in batch.transitions}
             with writing(self._db):
                 insert_transitions(self._db, batch.transitions)
                 write_vms(self._db, (batch.vms[vm] for vm in changed))
                 write_operations(self._db, batch.operations.values())
+                write_joined(self._db, batch.joined)
                 for link in batch.links:
                     write_link(self._db, link)
                 if booted and batch.boot_id is not None:

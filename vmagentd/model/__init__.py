@@ -19,6 +19,7 @@ from vmagentd.model.facts import (
 from vmagentd.model.journal import BlindInterval, Cursor, HistoryFilter, Link
 from vmagentd.model.names import JournalId, OperationId, Revision, VmUuid
 from vmagentd.model.operation import (
+    JoinedRequest,
     OnGraceExpired,
     Operation,
     OperationFailure,
@@ -57,6 +58,7 @@ __all__ = [
     "HypervisorFacts",
     "Initiator",
     "InitiatorKind",
+    "JoinedRequest",
     "JournalId",
     "Link",
     "LinkLost",

@@ -106,6 +106,16 @@ class OperationFailure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JoinedRequest:
+    """A request with an id of its own that became part of an operation which was under way."""
+
+    operation: OperationId
+    actor: str
+    request_id: str
+    parameters: StartParameters | StopParameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """One Start or Stop from acceptance to outcome."""
 

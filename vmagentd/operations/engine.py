@@ -23,6 +23,7 @@ from vmagentd.errors import (
 )
 from vmagentd.lifecycle.steps import Meeting, meeting
 from vmagentd.model import (
+    JoinedRequest,
     Operation,
     OperationFailure,
     OperationId,
@@ -135,6 +136,15 @@ class Operations:
             operation_id = OperationId(str(uuid4()))
             met = await self._meet(vm.uuid, parameters, operation_id)
             if met is not None and not met.over.is_set():
+                if request_id is not None:
+                    await self._journal.accept(
+                        JoinedRequest(
+                            operation=met.operation.id,
+                            actor=actor,
+                            request_id=request_id,
+                            parameters=parameters,
+                        )
+                    )
                 return met
             # from the meeting to the launch nothing is awaited: nobody comes in between
             operation = self._operation(operation_id, vm, parameters, actor, request_id)
@@ -169,24 +179,22 @@ class Operations:
         for run in self._runs.values():
             operation = run.operation
             if (operation.actor, operation.request_id) == (actor, request_id):
-                self._check_same(operation, ref, parameters, request_id)
-                return run
-        stored = await self._journal.request(actor, request_id)
-        if stored is not None:
-            self._check_same(stored, ref, parameters, request_id)
-        return stored
-
-    def _check_same(
-        self,
-        operation: Operation,
-        ref: str,
-        parameters: StartParameters | StopParameters,
-        request_id: str,
-    ) -> None:
-        vm = self._journal.find(ref)
-        same_vm = ref == operation.vm_name or (vm is not None and vm.uuid == operation.vm)
-        if not same_vm or operation.parameters != parameters:
+                if operation.parameters == parameters and self._is_of(operation, ref):
+                    return run
+                raise RequestIdReused(request_id, operation.id)
+        if (stored := await self._journal.request(actor, request_id)) is None:
+            return None
+        operation, asked = stored
+        if asked != parameters or not self._is_of(operation, ref):
             raise RequestIdReused(request_id, operation.id)
+        # one that it joined may be under way
+        joined = self._runs.get(operation.vm)
+        return joined if joined and joined.operation.id == operation.id else operation
+
+    def _is_of(self, operation: Operation, ref: str) -> bool:
+        """Whether *ref* means the VM of *operation*."""
+        vm = self._journal.find(ref)
+        return ref == operation.vm_name or (vm is not None and vm.uuid == operation.vm)
 
     async def _find(self, ref: str) -> Vm:
         """Return the VM that is meant; asks libvirt for one that was never heard of."""

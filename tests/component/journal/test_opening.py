@@ -50,6 +50,7 @@ MODELS = [
     schema.TransitionRow,
     schema.VmRow,
     schema.OperationRow,
+    schema.JoinedRow,
     schema.BlindRow,
 ]
 
@@ -112,7 +113,7 @@ class TestRestart:
             await journal.append(survey(sighting(1)))
             await journal.append(asked)
         async with opened() as journal:
-            assert await journal.request("tester", "r") == asked
+            assert await journal.request("tester", "r") == (asked, asked.parameters)
             assert await journal.request("tester", "s") is None
             assert await journal.request("somebody", "r") is None
 
@@ -312,8 +313,9 @@ class TestSchema:
         async with opened():
             pass
         meta: Any = model._meta
+        keys = getattr(meta.primary_key, "field_names", ())
         declared = {
-            name: (not field.null, bool(field.primary_key), kind_of(field))
+            name: (not field.null, field.primary_key or name in keys, kind_of(field))
             for name, field in meta.columns.items()
         }
         with closing(sqlite3.connect(state_dir / "journal.db")) as db:

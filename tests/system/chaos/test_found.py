@@ -50,7 +50,6 @@ def test_a_guest_that_has_come_back_paused_unseen_is_paused() -> None:
     assert told(story.see("PAUSED", "MIGRATING", 1)) == ["PAUSED/MIGRATING on #1"]
 
 
-@pytest.mark.xfail(reason="a request that joined an operation is not remembered", strict=True)
 def test_a_request_that_joined_an_operation_is_it_when_it_is_repeated(vms: Vms) -> None:
     """Else a client that repeats what a crash left unanswered does it a second time."""
     vm = vms.up(Spec(Behaviour.SLOW, 0.5))
