@@ -67,8 +67,8 @@ class Run:
         self.predecessor: asyncio.Task[VmagentdError | None] | None = None
         # a start that libvirt has not answered yet
         self.call: asyncio.Task[VmagentdError | None] | None = None
-        # a forced Stop came: use force from now on
-        self.escalated = False
+        # use force from now on: a forced Stop came, or an earlier daemon had come to that
+        self.escalated = operation.phase is OperationPhase.FORCING
         # loop time of the operation's own deadline
         self.deadline = asyncio.get_running_loop().time() + max(
             (operation.deadline_time - datetime.now(UTC)).total_seconds(), 0

@@ -204,6 +204,20 @@ class TestTheNextDaemon:
             assert daemon.vm("a").initiator.operation_id == stop_id
             assert (await daemon.done("a", STOP)).id != stop_id
 
+    async def test_a_stop_that_had_come_to_force_does_not_ask_again(self, here: Site) -> None:
+        here.domains.deaf()
+        here.domains.instead["destroy"] = for_ever
+        async with here.daemon() as daemon:
+            stop_id, caller = await daemon.under_way("a", STOP, OperationPhase.SIGNALLED)
+            forced = asyncio.create_task(daemon.done("a", FORCED))
+            await until(lambda: here.domains.calls.count("destroy") > 0, "it is forced")
+        await asyncio.gather(caller, forced, return_exceptions=True)
+        del here.domains.instead["destroy"]
+        async with here.daemon() as daemon:
+            await daemon.until_state("a", VmState.STOPPED)
+            await until(lambda: daemon.vm("a").active_operation_id is None, "its end")
+            assert (await stored(daemon, stop_id)).outcome is DONE
+
     async def test_a_stop_whose_vm_went_off_meanwhile_is_done(self, here: Site) -> None:
         here.domains.deaf()
         async with here.daemon() as daemon:
