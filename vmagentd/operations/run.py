@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmagentd.errors import HypervisorError
 from vmagentd.lifecycle.steps import end, step
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+
+# How long an event may be missing before libvirt is asked.
+EVENT_DUE_S: Final = 1.0
 
 
 class Bound:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from vmagentd.errors import (
     LibvirtInvalidState,
@@ -22,14 +22,12 @@ from vmagentd.errors import (
     VmSleeping,
 )
 from vmagentd.model import OperationOutcome, OperationPhase, StartParameters, VmState
+from vmagentd.operations.run import EVENT_DUE_S
 
 if TYPE_CHECKING:
     from vmagentd.hypervisor.domains import Domains
     from vmagentd.model import Revision, Vm
     from vmagentd.operations.run import Run
-
-# How long an event may be missing before libvirt is asked.
-_EVENT_DUE_S: Final = 1.0
 
 
 async def start(run: Run, parameters: StartParameters) -> OperationOutcome:
@@ -157,7 +155,7 @@ async def _arrive(
 
     loop = asyncio.get_running_loop()
     while True:
-        async with run.until(min(run.deadline, loop.time() + _EVENT_DUE_S)):
+        async with run.until(min(run.deadline, loop.time() + EVENT_DUE_S)):
             vm = await run.reached(after, over)
             break
         run.check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from vmagentd.errors import (
     ForceTimedOut,
@@ -21,6 +21,7 @@ from vmagentd.errors import (
     VmSleeping,
 )
 from vmagentd.model import OnGraceExpired, OperationOutcome, OperationPhase, VmState
+from vmagentd.operations.run import EVENT_DUE_S
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from vmagentd.operations.run import Run
 
 log = logging.getLogger(__name__)
-
-# How long an event may be missing before libvirt is asked.
-_EVENT_DUE_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +153,7 @@ async def _force(run: Run, times: StopTimes) -> None:
         finally:
             await told
         if run.vm.active:
-            async with run.until(min(give_up, loop.time() + _EVENT_DUE_S)):
+            async with run.until(min(give_up, loop.time() + EVENT_DUE_S)):
                 await run.reached(after, lambda vm: not vm.active)
         vm = run.vm if not run.vm.active else await run.look_if_possible()
         if not vm.active:
@@ -175,7 +173,7 @@ async def _end_start(run: Run, starting: asyncio.Task[object], times: StopTimes)
     while not starting.done() and loop.time() < (give_up if run.forced else run.deadline):
         wake = run.deadline
         if run.forced:
-            wake = loop.time() + _EVENT_DUE_S / 4
+            wake = loop.time() + EVENT_DUE_S / 4
             try:
                 await run.domains.destroy(run.operation.vm)
             except (VmNotFound, LibvirtInvalidState, LibvirtBusy, OutcomeUnknown) as error:
