@@ -67,11 +67,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_OPERATION_IN_PROGRESS: _ErrorReason.ValueType  # 15
     """`ABORTED`: another operation on the VM is under way. Metadata: `vm`, `operation_id`, `verb`."""
     ERROR_REASON_CANCELLED_BY_STOP: _ErrorReason.ValueType  # 16
-    """`ABORTED`: a Stop cancelled this Start. Metadata: `vm`, `operation_id` of the Stop."""
+    """`ABORTED`: a Stop cancelled this operation. Metadata: `vm`, `operation_id` of the Stop."""
     ERROR_REASON_OPERATION_CANCELLED: _ErrorReason.ValueType  # 17
-    """`ABORTED`: somebody cancelled the operation."""
+    """`ABORTED`: somebody cancelled the operation. Metadata: `vm`, `operation_id`, `actor`."""
     ERROR_REASON_OPERATION_INTERRUPTED: _ErrorReason.ValueType  # 18
-    """`ABORTED`: the daemon ended before libvirt was asked; nothing was done, ask again."""
+    """`ABORTED`: the daemon ended before libvirt was asked, or the VM was started anew meanwhile;
+    nothing was done to the VM as it is now, ask again.
+    """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 19
     """`ALREADY_EXISTS`: the request id was used with other parameters. Metadata: `request_id`,
     `operation_id`.
@@ -79,7 +81,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_LIBVIRT_UNREACHABLE: _ErrorReason.ValueType  # 20
     """`UNAVAILABLE`: libvirt cannot be asked. Metadata: `blind_since`."""
     ERROR_REASON_LIBVIRT_TIMED_OUT: _ErrorReason.ValueType  # 21
-    """`UNAVAILABLE`: libvirt did not answer in time; the VM may still change. Metadata: `vm`, `call`."""
+    """`UNAVAILABLE`: libvirt did not answer in time, or could not be asked when time was up; the VM
+    may still change. Metadata: `vm`, `call`.
+    """
     ERROR_REASON_LIBVIRT_BUSY: _ErrorReason.ValueType  # 22
     """`ABORTED`: libvirt is busy with another job on the VM. Metadata: `vm`, `libvirt_message`."""
     ERROR_REASON_LIBVIRT_DENIED: _ErrorReason.ValueType  # 23
@@ -107,13 +111,27 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_JOURNAL_UNWRITABLE: _ErrorReason.ValueType  # 31
     """`UNAVAILABLE`: the journal cannot be written, so nothing new can be promised."""
     ERROR_REASON_LIMIT_REACHED: _ErrorReason.ValueType  # 32
-    """`RESOURCE_EXHAUSTED`: a limit is reached; `QuotaFailure` names it."""
+    """`RESOURCE_EXHAUSTED`: a limit is reached; `QuotaFailure` names it. Metadata: `subject`,
+    `limit`, `allowed`.
+    """
     ERROR_REASON_ROLE_DENIED: _ErrorReason.ValueType  # 33
-    """`PERMISSION_DENIED`: the caller's role does not allow this."""
+    """`PERMISSION_DENIED`: the caller's role does not allow this. Metadata: `actor`, `needed`,
+    `role` unless it has none, `vm` if it has the role for other VMs only.
+    """
     ERROR_REASON_CALLER_UNKNOWN: _ErrorReason.ValueType  # 34
-    """`UNAUTHENTICATED`: the caller is not known."""
+    """`UNAUTHENTICATED`: the caller is not known, or its certificate is not, or no longer, accepted;
+    metadata `why` tells.
+    """
     ERROR_REASON_NOT_SERVED: _ErrorReason.ValueType  # 35
     """`UNIMPLEMENTED`: this daemon does not serve this yet."""
+    ERROR_REASON_OPERATION_TIMED_OUT: _ErrorReason.ValueType  # 37
+    """`DEADLINE_EXCEEDED`: what was asked does not hold in time; it may still come. Metadata: `vm`,
+    `state`.
+    """
+    ERROR_REASON_ACCESS_CHANGED: _ErrorReason.ValueType  # 38
+    """`ABORTED`: what the caller may see or do has changed since the call began; call again, and
+    watch from a snapshot. Metadata: `actor`.
+    """
     ERROR_REASON_FAULT: _ErrorReason.ValueType  # 36
     """`INTERNAL`: a fault of the daemon. Metadata: `fault_id`, to be found in its log."""
 
@@ -169,11 +187,13 @@ ERROR_REASON_FORCE_TIMED_OUT: ErrorReason.ValueType  # 14
 ERROR_REASON_OPERATION_IN_PROGRESS: ErrorReason.ValueType  # 15
 """`ABORTED`: another operation on the VM is under way. Metadata: `vm`, `operation_id`, `verb`."""
 ERROR_REASON_CANCELLED_BY_STOP: ErrorReason.ValueType  # 16
-"""`ABORTED`: a Stop cancelled this Start. Metadata: `vm`, `operation_id` of the Stop."""
+"""`ABORTED`: a Stop cancelled this operation. Metadata: `vm`, `operation_id` of the Stop."""
 ERROR_REASON_OPERATION_CANCELLED: ErrorReason.ValueType  # 17
-"""`ABORTED`: somebody cancelled the operation."""
+"""`ABORTED`: somebody cancelled the operation. Metadata: `vm`, `operation_id`, `actor`."""
 ERROR_REASON_OPERATION_INTERRUPTED: ErrorReason.ValueType  # 18
-"""`ABORTED`: the daemon ended before libvirt was asked; nothing was done, ask again."""
+"""`ABORTED`: the daemon ended before libvirt was asked, or the VM was started anew meanwhile;
+nothing was done to the VM as it is now, ask again.
+"""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 19
 """`ALREADY_EXISTS`: the request id was used with other parameters. Metadata: `request_id`,
 `operation_id`.
@@ -181,7 +201,9 @@ ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 19
 ERROR_REASON_LIBVIRT_UNREACHABLE: ErrorReason.ValueType  # 20
 """`UNAVAILABLE`: libvirt cannot be asked. Metadata: `blind_since`."""
 ERROR_REASON_LIBVIRT_TIMED_OUT: ErrorReason.ValueType  # 21
-"""`UNAVAILABLE`: libvirt did not answer in time; the VM may still change. Metadata: `vm`, `call`."""
+"""`UNAVAILABLE`: libvirt did not answer in time, or could not be asked when time was up; the VM
+may still change. Metadata: `vm`, `call`.
+"""
 ERROR_REASON_LIBVIRT_BUSY: ErrorReason.ValueType  # 22
 """`ABORTED`: libvirt is busy with another job on the VM. Metadata: `vm`, `libvirt_message`."""
 ERROR_REASON_LIBVIRT_DENIED: ErrorReason.ValueType  # 23
@@ -209,13 +231,27 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 30
 ERROR_REASON_JOURNAL_UNWRITABLE: ErrorReason.ValueType  # 31
 """`UNAVAILABLE`: the journal cannot be written, so nothing new can be promised."""
 ERROR_REASON_LIMIT_REACHED: ErrorReason.ValueType  # 32
-"""`RESOURCE_EXHAUSTED`: a limit is reached; `QuotaFailure` names it."""
+"""`RESOURCE_EXHAUSTED`: a limit is reached; `QuotaFailure` names it. Metadata: `subject`,
+`limit`, `allowed`.
+"""
 ERROR_REASON_ROLE_DENIED: ErrorReason.ValueType  # 33
-"""`PERMISSION_DENIED`: the caller's role does not allow this."""
+"""`PERMISSION_DENIED`: the caller's role does not allow this. Metadata: `actor`, `needed`,
+`role` unless it has none, `vm` if it has the role for other VMs only.
+"""
 ERROR_REASON_CALLER_UNKNOWN: ErrorReason.ValueType  # 34
-"""`UNAUTHENTICATED`: the caller is not known."""
+"""`UNAUTHENTICATED`: the caller is not known, or its certificate is not, or no longer, accepted;
+metadata `why` tells.
+"""
 ERROR_REASON_NOT_SERVED: ErrorReason.ValueType  # 35
 """`UNIMPLEMENTED`: this daemon does not serve this yet."""
+ERROR_REASON_OPERATION_TIMED_OUT: ErrorReason.ValueType  # 37
+"""`DEADLINE_EXCEEDED`: what was asked does not hold in time; it may still come. Metadata: `vm`,
+`state`.
+"""
+ERROR_REASON_ACCESS_CHANGED: ErrorReason.ValueType  # 38
+"""`ABORTED`: what the caller may see or do has changed since the call began; call again, and
+watch from a snapshot. Metadata: `actor`.
+"""
 ERROR_REASON_FAULT: ErrorReason.ValueType  # 36
 """`INTERNAL`: a fault of the daemon. Metadata: `fault_id`, to be found in its log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

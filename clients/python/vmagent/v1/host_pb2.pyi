@@ -226,6 +226,9 @@ class Capacity(_message.Message):
     USED_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     HOST_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    RUNNING_STARTS_FIELD_NUMBER: _builtins.int
+    RUNNING_STARTS_LIMIT_FIELD_NUMBER: _builtins.int
+    QUEUED_STARTS_FIELD_NUMBER: _builtins.int
     active_vms: _builtins.int
     """VMs that have a hypervisor process."""
     active_vms_limit: _builtins.int
@@ -242,6 +245,12 @@ class Capacity(_message.Message):
     """Limit on it, in bytes. 0: none."""
     host_memory_bytes: _builtins.int
     """The host's memory, in bytes. 0 if not known."""
+    running_starts: _builtins.int
+    """Starts that libvirt is busy with, of all VMs of the host."""
+    running_starts_limit: _builtins.int
+    """Limit on them; more wait for their turn. 0: none."""
+    queued_starts: _builtins.int
+    """Starts that wait for their turn, of all VMs of the host."""
     def __init__(
         self,
         *,
@@ -253,10 +262,13 @@ class Capacity(_message.Message):
         used_memory_bytes: _builtins.int = ...,
         memory_limit_bytes: _builtins.int = ...,
         host_memory_bytes: _builtins.int = ...,
+        running_starts: _builtins.int = ...,
+        running_starts_limit: _builtins.int = ...,
+        queued_starts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_vms", b"active_vms", "active_vms_limit", b"active_vms_limit", "host_cpus", b"host_cpus", "host_memory_bytes", b"host_memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "used_memory_bytes", b"used_memory_bytes", "used_vcpus", b"used_vcpus", "vcpus_limit", b"vcpus_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_vms", b"active_vms", "active_vms_limit", b"active_vms_limit", "host_cpus", b"host_cpus", "host_memory_bytes", b"host_memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "queued_starts", b"queued_starts", "running_starts", b"running_starts", "running_starts_limit", b"running_starts_limit", "used_memory_bytes", b"used_memory_bytes", "used_vcpus", b"used_vcpus", "vcpus_limit", b"vcpus_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1avmagent/v1/operation.proto\x12\nvmagent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x04\n\tOperation\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\'\n\x04verb\x18\x02 \x01(\x0e\x32\x19.vmagent.v1.OperationVerb\x12\x0f\n\x07vm_uuid\x18\x03 \x01(\t\x12\x0f\n\x07vm_name\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12)\n\x05phase\x18\x07 \x01(\x0e\x32\x1a.vmagent.v1.OperationPhase\x12-\n\x07outcome\x18\x08 \x01(\x0e\x32\x1c.vmagent.v1.OperationOutcome\x12)\n\x05\x65rror\x18\t \x01(\x0b\x32\x1a.vmagent.v1.OperationError\x12(\n\x05steps\x18\n \x03(\x0b\x32\x19.vmagent.v1.OperationStep\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rdeadline_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x05start\x18\x0e \x01(\x0b\x32\x1b.vmagent.v1.StartParametersH\x00\x12*\n\x04stop\x18\x0f \x01(\x0b\x32\x1a.vmagent.v1.StopParametersH\x00\x42\x0c\n\nparameters\"u\n\rOperationStep\x12)\n\x05phase\x18\x01 \x01(\x0e\x32\x1a.vmagent.v1.OperationPhase\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"y\n\x0fStartParameters\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x1b\n\x13\x64iscard_saved_state\x18\x02 \x01(\x08\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9f\x01\n\x0eStopParameters\x12\"\n\x04mode\x18\x01 \x01(\x0e\x32\x14.vmagent.v1.StopMode\x12/\n\x0cgrace_period\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x10on_grace_expired\x18\x03 \x01(\x0e\x32\x1e.vmagent.v1.StopOnGraceExpired\"\xac\x01\n\x0eOperationError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12:\n\x08metadata\x18\x04 \x03(\x0b\x32(.vmagent.v1.OperationError.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*b\n\rOperationVerb\x12\x1e\n\x1aOPERATION_VERB_UNSPECIFIED\x10\x00\x12\x18\n\x14OPERATION_VERB_START\x10\x01\x12\x17\n\x13OPERATION_VERB_STOP\x10\x02*\xc1\x02\n\x0eOperationPhase\x12\x1f\n\x1bOPERATION_PHASE_UNSPECIFIED\x10\x00\x12\x1c\n\x18OPERATION_PHASE_ACCEPTED\x10\x01\x12\x1c\n\x18OPERATION_PHASE_STARTING\x10\x02\x12\x1d\n\x19OPERATION_PHASE_SIGNALLED\x10\x03\x12\x1b\n\x17OPERATION_PHASE_WAITING\x10\x04\x12\x1b\n\x17OPERATION_PHASE_FORCING\x10\x05\x12\x1d\n\x19OPERATION_PHASE_SUCCEEDED\x10\x06\x12\x1a\n\x16OPERATION_PHASE_FAILED\x10\x07\x12\x1d\n\x19OPERATION_PHASE_CANCELLED\x10\x08\x12\x1f\n\x1bOPERATION_PHASE_INTERRUPTED\x10\t*u\n\x10OperationOutcome\x12!\n\x1dOPERATION_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16OPERATION_OUTCOME_DONE\x10\x01\x12\"\n\x1eOPERATION_OUTCOME_ALREADY_DONE\x10\x02*R\n\x08StopMode\x12\x19\n\x15STOP_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12STOP_MODE_GRACEFUL\x10\x01\x12\x13\n\x0fSTOP_MODE_FORCE\x10\x02*|\n\x12StopOnGraceExpired\x12%\n!STOP_ON_GRACE_EXPIRED_UNSPECIFIED\x10\x00\x12\x1e\n\x1aSTOP_ON_GRACE_EXPIRED_FAIL\x10\x01\x12\x1f\n\x1bSTOP_ON_GRACE_EXPIRED_FORCE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1avmagent/v1/operation.proto\x12\nvmagent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\x05\n\tOperation\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\'\n\x04verb\x18\x02 \x01(\x0e\x32\x19.vmagent.v1.OperationVerb\x12\x0f\n\x07vm_uuid\x18\x03 \x01(\t\x12\x0f\n\x07vm_name\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12)\n\x05phase\x18\x07 \x01(\x0e\x32\x1a.vmagent.v1.OperationPhase\x12-\n\x07outcome\x18\x08 \x01(\x0e\x32\x1c.vmagent.v1.OperationOutcome\x12)\n\x05\x65rror\x18\t \x01(\x0b\x32\x1a.vmagent.v1.OperationError\x12(\n\x05steps\x18\n \x03(\x0b\x32\x19.vmagent.v1.OperationStep\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rdeadline_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x05start\x18\x0e \x01(\x0b\x32\x1b.vmagent.v1.StartParametersH\x00\x12*\n\x04stop\x18\x0f \x01(\x0b\x32\x1a.vmagent.v1.StopParametersH\x00\x12.\n\x06reboot\x18\x11 \x01(\x0b\x32\x1c.vmagent.v1.RebootParametersH\x00\x12,\n\x05pause\x18\x12 \x01(\x0b\x32\x1b.vmagent.v1.PauseParametersH\x00\x12.\n\x06resume\x18\x13 \x01(\x0b\x32\x1c.vmagent.v1.ResumeParametersH\x00\x12\x13\n\x0bqueue_place\x18\x10 \x01(\x05\x42\x0c\n\nparameters\"u\n\rOperationStep\x12)\n\x05phase\x18\x01 \x01(\x0e\x32\x1a.vmagent.v1.OperationPhase\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"y\n\x0fStartParameters\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x1b\n\x13\x64iscard_saved_state\x18\x02 \x01(\x08\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9f\x01\n\x0eStopParameters\x12\"\n\x04mode\x18\x01 \x01(\x0e\x32\x14.vmagent.v1.StopMode\x12/\n\x0cgrace_period\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x10on_grace_expired\x18\x03 \x01(\x0e\x32\x1e.vmagent.v1.StopOnGraceExpired\"\xa5\x01\n\x10RebootParameters\x12$\n\x04mode\x18\x01 \x01(\x0e\x32\x16.vmagent.v1.RebootMode\x12/\n\x0cgrace_period\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12:\n\x10on_grace_expired\x18\x03 \x01(\x0e\x32 .vmagent.v1.RebootOnGraceExpired\"=\n\x0fPauseParameters\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\">\n\x10ResumeParameters\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xac\x01\n\x0eOperationError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12:\n\x08metadata\x18\x04 \x03(\x0b\x32(.vmagent.v1.OperationError.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xb2\x01\n\rOperationVerb\x12\x1e\n\x1aOPERATION_VERB_UNSPECIFIED\x10\x00\x12\x18\n\x14OPERATION_VERB_START\x10\x01\x12\x17\n\x13OPERATION_VERB_STOP\x10\x02\x12\x19\n\x15OPERATION_VERB_REBOOT\x10\x03\x12\x18\n\x14OPERATION_VERB_PAUSE\x10\x04\x12\x19\n\x15OPERATION_VERB_RESUME\x10\x05*\xfb\x02\n\x0eOperationPhase\x12\x1f\n\x1bOPERATION_PHASE_UNSPECIFIED\x10\x00\x12\x1c\n\x18OPERATION_PHASE_ACCEPTED\x10\x01\x12\x1c\n\x18OPERATION_PHASE_STARTING\x10\x02\x12\x1d\n\x19OPERATION_PHASE_SIGNALLED\x10\x03\x12\x1b\n\x17OPERATION_PHASE_WAITING\x10\x04\x12\x1b\n\x17OPERATION_PHASE_FORCING\x10\x05\x12\x1d\n\x19OPERATION_PHASE_SUCCEEDED\x10\x06\x12\x1a\n\x16OPERATION_PHASE_FAILED\x10\x07\x12\x1d\n\x19OPERATION_PHASE_CANCELLED\x10\x08\x12\x1f\n\x1bOPERATION_PHASE_INTERRUPTED\x10\t\x12\x1a\n\x16OPERATION_PHASE_QUEUED\x10\n\x12\x1c\n\x18OPERATION_PHASE_APPLYING\x10\x0b*u\n\x10OperationOutcome\x12!\n\x1dOPERATION_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16OPERATION_OUTCOME_DONE\x10\x01\x12\"\n\x1eOPERATION_OUTCOME_ALREADY_DONE\x10\x02*R\n\x08StopMode\x12\x19\n\x15STOP_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12STOP_MODE_GRACEFUL\x10\x01\x12\x13\n\x0fSTOP_MODE_FORCE\x10\x02*|\n\x12StopOnGraceExpired\x12%\n!STOP_ON_GRACE_EXPIRED_UNSPECIFIED\x10\x00\x12\x1e\n\x1aSTOP_ON_GRACE_EXPIRED_FAIL\x10\x01\x12\x1f\n\x1bSTOP_ON_GRACE_EXPIRED_FORCE\x10\x02*Z\n\nRebootMode\x12\x1b\n\x17REBOOT_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14REBOOT_MODE_GRACEFUL\x10\x01\x12\x15\n\x11REBOOT_MODE_FORCE\x10\x02*\x84\x01\n\x14RebootOnGraceExpired\x12\'\n#REBOOT_ON_GRACE_EXPIRED_UNSPECIFIED\x10\x00\x12 \n\x1cREBOOT_ON_GRACE_EXPIRED_FAIL\x10\x01\x12!\n\x1dREBOOT_ON_GRACE_EXPIRED_FORCE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,26 +35,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OPERATIONERROR_METADATAENTRY']._loaded_options = None
   _globals['_OPERATIONERROR_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_OPERATIONVERB']._serialized_start=1257
-  _globals['_OPERATIONVERB']._serialized_end=1355
-  _globals['_OPERATIONPHASE']._serialized_start=1358
-  _globals['_OPERATIONPHASE']._serialized_end=1679
-  _globals['_OPERATIONOUTCOME']._serialized_start=1681
-  _globals['_OPERATIONOUTCOME']._serialized_end=1798
-  _globals['_STOPMODE']._serialized_start=1800
-  _globals['_STOPMODE']._serialized_end=1882
-  _globals['_STOPONGRACEEXPIRED']._serialized_start=1884
-  _globals['_STOPONGRACEEXPIRED']._serialized_end=2008
+  _globals['_OPERATIONVERB']._serialized_start=1716
+  _globals['_OPERATIONVERB']._serialized_end=1894
+  _globals['_OPERATIONPHASE']._serialized_start=1897
+  _globals['_OPERATIONPHASE']._serialized_end=2276
+  _globals['_OPERATIONOUTCOME']._serialized_start=2278
+  _globals['_OPERATIONOUTCOME']._serialized_end=2395
+  _globals['_STOPMODE']._serialized_start=2397
+  _globals['_STOPMODE']._serialized_end=2479
+  _globals['_STOPONGRACEEXPIRED']._serialized_start=2481
+  _globals['_STOPONGRACEEXPIRED']._serialized_end=2605
+  _globals['_REBOOTMODE']._serialized_start=2607
+  _globals['_REBOOTMODE']._serialized_end=2697
+  _globals['_REBOOTONGRACEEXPIRED']._serialized_start=2700
+  _globals['_REBOOTONGRACEEXPIRED']._serialized_end=2832
   _globals['_OPERATION']._serialized_start=108
-  _globals['_OPERATION']._serialized_end=676
-  _globals['_OPERATIONSTEP']._serialized_start=678
-  _globals['_OPERATIONSTEP']._serialized_end=795
-  _globals['_STARTPARAMETERS']._serialized_start=797
-  _globals['_STARTPARAMETERS']._serialized_end=918
-  _globals['_STOPPARAMETERS']._serialized_start=921
-  _globals['_STOPPARAMETERS']._serialized_end=1080
-  _globals['_OPERATIONERROR']._serialized_start=1083
-  _globals['_OPERATIONERROR']._serialized_end=1255
-  _globals['_OPERATIONERROR_METADATAENTRY']._serialized_start=1208
-  _globals['_OPERATIONERROR_METADATAENTRY']._serialized_end=1255
+  _globals['_OPERATION']._serialized_end=839
+  _globals['_OPERATIONSTEP']._serialized_start=841
+  _globals['_OPERATIONSTEP']._serialized_end=958
+  _globals['_STARTPARAMETERS']._serialized_start=960
+  _globals['_STARTPARAMETERS']._serialized_end=1081
+  _globals['_STOPPARAMETERS']._serialized_start=1084
+  _globals['_STOPPARAMETERS']._serialized_end=1243
+  _globals['_REBOOTPARAMETERS']._serialized_start=1246
+  _globals['_REBOOTPARAMETERS']._serialized_end=1411
+  _globals['_PAUSEPARAMETERS']._serialized_start=1413
+  _globals['_PAUSEPARAMETERS']._serialized_end=1474
+  _globals['_RESUMEPARAMETERS']._serialized_start=1476
+  _globals['_RESUMEPARAMETERS']._serialized_end=1538
+  _globals['_OPERATIONERROR']._serialized_start=1541
+  _globals['_OPERATIONERROR']._serialized_end=1713
+  _globals['_OPERATIONERROR_METADATAENTRY']._serialized_start=1666
+  _globals['_OPERATIONERROR_METADATAENTRY']._serialized_end=1713
 # @@protoc_insertion_point(module_scope)

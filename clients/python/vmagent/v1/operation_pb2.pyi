@@ -33,6 +33,12 @@ class _OperationVerbEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Operati
     """Starts the VM."""
     OPERATION_VERB_STOP: _OperationVerb.ValueType  # 2
     """Stops the VM."""
+    OPERATION_VERB_REBOOT: _OperationVerb.ValueType  # 3
+    """Reboots the guest within its hypervisor process."""
+    OPERATION_VERB_PAUSE: _OperationVerb.ValueType  # 4
+    """Takes the CPU from the guest."""
+    OPERATION_VERB_RESUME: _OperationVerb.ValueType  # 5
+    """Gives the CPU back to the guest, or wakes it up."""
 
 class OperationVerb(_OperationVerb, metaclass=_OperationVerbEnumTypeWrapper):
     """What an operation does."""
@@ -43,6 +49,12 @@ OPERATION_VERB_START: OperationVerb.ValueType  # 1
 """Starts the VM."""
 OPERATION_VERB_STOP: OperationVerb.ValueType  # 2
 """Stops the VM."""
+OPERATION_VERB_REBOOT: OperationVerb.ValueType  # 3
+"""Reboots the guest within its hypervisor process."""
+OPERATION_VERB_PAUSE: OperationVerb.ValueType  # 4
+"""Takes the CPU from the guest."""
+OPERATION_VERB_RESUME: OperationVerb.ValueType  # 5
+"""Gives the CPU back to the guest, or wakes it up."""
 Global___OperationVerb: _TypeAlias = OperationVerb  # noqa: Y015
 
 class _OperationPhase:
@@ -56,13 +68,13 @@ class _OperationPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Operat
     OPERATION_PHASE_ACCEPTED: _OperationPhase.ValueType  # 1
     """Committed to the journal; libvirt was not asked yet."""
     OPERATION_PHASE_STARTING: _OperationPhase.ValueType  # 2
-    """libvirt is starting the VM."""
+    """libvirt is asked to start the VM, or is starting it."""
     OPERATION_PHASE_SIGNALLED: _OperationPhase.ValueType  # 3
-    """The guest was asked to shut down, for the n-th time."""
+    """The guest is asked to shut down or reboot, for the n-th time."""
     OPERATION_PHASE_WAITING: _OperationPhase.ValueType  # 4
-    """The guest has reacted, or libvirt did not answer in time: waiting for the VM to be off, or up."""
+    """The guest has reacted, or libvirt did not answer in time: waiting for what was asked to hold."""
     OPERATION_PHASE_FORCING: _OperationPhase.ValueType  # 5
-    """The VM is being forced off."""
+    """The VM is being forced off, or reset."""
     OPERATION_PHASE_SUCCEEDED: _OperationPhase.ValueType  # 6
     """Final: what was asked holds."""
     OPERATION_PHASE_FAILED: _OperationPhase.ValueType  # 7
@@ -70,23 +82,29 @@ class _OperationPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Operat
     OPERATION_PHASE_CANCELLED: _OperationPhase.ValueType  # 8
     """Final: another operation or `CancelOperation` ended it."""
     OPERATION_PHASE_INTERRUPTED: _OperationPhase.ValueType  # 9
-    """Final: the daemon ended before libvirt was asked; nothing was done."""
+    """Final: the daemon ended before libvirt was asked, or the VM was started anew meanwhile; nothing
+    was done to the VM as it is now.
+    """
+    OPERATION_PHASE_QUEUED: _OperationPhase.ValueType  # 10
+    """Waits for its turn, see `Operation.queue_place`; libvirt was not asked yet."""
+    OPERATION_PHASE_APPLYING: _OperationPhase.ValueType  # 11
+    """libvirt is asked to pause or resume the VM, or is doing it."""
 
 class OperationPhase(_OperationPhase, metaclass=_OperationPhaseEnumTypeWrapper):
-    """Where an operation stands."""
+    """Where an operation stands. `SUCCEEDED`, `FAILED`, `CANCELLED` and `INTERRUPTED` are final."""
 
 OPERATION_PHASE_UNSPECIFIED: OperationPhase.ValueType  # 0
 """Not told."""
 OPERATION_PHASE_ACCEPTED: OperationPhase.ValueType  # 1
 """Committed to the journal; libvirt was not asked yet."""
 OPERATION_PHASE_STARTING: OperationPhase.ValueType  # 2
-"""libvirt is starting the VM."""
+"""libvirt is asked to start the VM, or is starting it."""
 OPERATION_PHASE_SIGNALLED: OperationPhase.ValueType  # 3
-"""The guest was asked to shut down, for the n-th time."""
+"""The guest is asked to shut down or reboot, for the n-th time."""
 OPERATION_PHASE_WAITING: OperationPhase.ValueType  # 4
-"""The guest has reacted, or libvirt did not answer in time: waiting for the VM to be off, or up."""
+"""The guest has reacted, or libvirt did not answer in time: waiting for what was asked to hold."""
 OPERATION_PHASE_FORCING: OperationPhase.ValueType  # 5
-"""The VM is being forced off."""
+"""The VM is being forced off, or reset."""
 OPERATION_PHASE_SUCCEEDED: OperationPhase.ValueType  # 6
 """Final: what was asked holds."""
 OPERATION_PHASE_FAILED: OperationPhase.ValueType  # 7
@@ -94,7 +112,13 @@ OPERATION_PHASE_FAILED: OperationPhase.ValueType  # 7
 OPERATION_PHASE_CANCELLED: OperationPhase.ValueType  # 8
 """Final: another operation or `CancelOperation` ended it."""
 OPERATION_PHASE_INTERRUPTED: OperationPhase.ValueType  # 9
-"""Final: the daemon ended before libvirt was asked; nothing was done."""
+"""Final: the daemon ended before libvirt was asked, or the VM was started anew meanwhile; nothing
+was done to the VM as it is now.
+"""
+OPERATION_PHASE_QUEUED: OperationPhase.ValueType  # 10
+"""Waits for its turn, see `Operation.queue_place`; libvirt was not asked yet."""
+OPERATION_PHASE_APPLYING: OperationPhase.ValueType  # 11
+"""libvirt is asked to pause or resume the VM, or is doing it."""
 Global___OperationPhase: _TypeAlias = OperationPhase  # noqa: Y015
 
 class _OperationOutcome:
@@ -173,10 +197,64 @@ STOP_ON_GRACE_EXPIRED_FORCE: StopOnGraceExpired.ValueType  # 2
 """The VM is forced off."""
 Global___StopOnGraceExpired: _TypeAlias = StopOnGraceExpired  # noqa: Y015
 
+class _RebootMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RebootModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RebootMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REBOOT_MODE_UNSPECIFIED: _RebootMode.ValueType  # 0
+    """Means `REBOOT_MODE_GRACEFUL`."""
+    REBOOT_MODE_GRACEFUL: _RebootMode.ValueType  # 1
+    """Asks the guest: by its agent if that is connected, else by the ACPI power button, after which
+    the hypervisor starts it again in the same process. Pressed again every few seconds until the
+    guest reacts.
+    """
+    REBOOT_MODE_FORCE: _RebootMode.ValueType  # 2
+    """Resets the guest at once, like its reset button."""
+
+class RebootMode(_RebootMode, metaclass=_RebootModeEnumTypeWrapper):
+    """How a guest is rebooted."""
+
+REBOOT_MODE_UNSPECIFIED: RebootMode.ValueType  # 0
+"""Means `REBOOT_MODE_GRACEFUL`."""
+REBOOT_MODE_GRACEFUL: RebootMode.ValueType  # 1
+"""Asks the guest: by its agent if that is connected, else by the ACPI power button, after which
+the hypervisor starts it again in the same process. Pressed again every few seconds until the
+guest reacts.
+"""
+REBOOT_MODE_FORCE: RebootMode.ValueType  # 2
+"""Resets the guest at once, like its reset button."""
+Global___RebootMode: _TypeAlias = RebootMode  # noqa: Y015
+
+class _RebootOnGraceExpired:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RebootOnGraceExpiredEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RebootOnGraceExpired.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REBOOT_ON_GRACE_EXPIRED_UNSPECIFIED: _RebootOnGraceExpired.ValueType  # 0
+    """Means `REBOOT_ON_GRACE_EXPIRED_FAIL`."""
+    REBOOT_ON_GRACE_EXPIRED_FAIL: _RebootOnGraceExpired.ValueType  # 1
+    """The operation fails with `GRACE_EXPIRED`; the VM is left alone."""
+    REBOOT_ON_GRACE_EXPIRED_FORCE: _RebootOnGraceExpired.ValueType  # 2
+    """The guest is reset."""
+
+class RebootOnGraceExpired(_RebootOnGraceExpired, metaclass=_RebootOnGraceExpiredEnumTypeWrapper):
+    """What happens when the grace period is over and the guest has not rebooted."""
+
+REBOOT_ON_GRACE_EXPIRED_UNSPECIFIED: RebootOnGraceExpired.ValueType  # 0
+"""Means `REBOOT_ON_GRACE_EXPIRED_FAIL`."""
+REBOOT_ON_GRACE_EXPIRED_FAIL: RebootOnGraceExpired.ValueType  # 1
+"""The operation fails with `GRACE_EXPIRED`; the VM is left alone."""
+REBOOT_ON_GRACE_EXPIRED_FORCE: RebootOnGraceExpired.ValueType  # 2
+"""The guest is reset."""
+Global___RebootOnGraceExpired: _TypeAlias = RebootOnGraceExpired  # noqa: Y015
+
 @_typing.final
 class Operation(_message.Message):
-    """One Start or Stop of a VM, from acceptance to outcome. Durable: it is kept for days, and
-    survives the daemon.
+    """One Start, Stop, Reboot, Pause or Resume of a VM, from acceptance to outcome. Durable: it is
+    kept for days, and survives the daemon.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -196,6 +274,10 @@ class Operation(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     START_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
+    REBOOT_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    QUEUE_PLACE_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     """Identity, a UUID."""
     verb: Global___OperationVerb.ValueType
@@ -209,9 +291,13 @@ class Operation(_message.Message):
     actor: _builtins.str
     """Who asked."""
     phase: Global___OperationPhase.ValueType
-    """Where it stands. The last four values are final."""
+    """Where it stands."""
     outcome: Global___OperationOutcome.ValueType
     """How it succeeded. Only with `OPERATION_PHASE_SUCCEEDED`."""
+    queue_place: _builtins.int
+    """Its place among the operations that wait for their turn: 1 is the next one. 0 if it does not
+    wait. A fact of the moment: streamed at each change, read as it is now, and not stored.
+    """
     @_builtins.property
     def error(self) -> Global___OperationError:
         """Why it did not. Only with the other final phases."""
@@ -240,6 +326,18 @@ class Operation(_message.Message):
     def stop(self) -> Global___StopParameters:
         """Parameters of a Stop."""
 
+    @_builtins.property
+    def reboot(self) -> Global___RebootParameters:
+        """Parameters of a Reboot."""
+
+    @_builtins.property
+    def pause(self) -> Global___PauseParameters:
+        """Parameters of a Pause."""
+
+    @_builtins.property
+    def resume(self) -> Global___ResumeParameters:
+        """Parameters of a Resume."""
+
     def __init__(
         self,
         *,
@@ -258,12 +356,16 @@ class Operation(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         start: Global___StartParameters | None = ...,
         stop: Global___StopParameters | None = ...,
+        reboot: Global___RebootParameters | None = ...,
+        pause: Global___PauseParameters | None = ...,
+        resume: Global___ResumeParameters | None = ...,
+        queue_place: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "error", b"error", "parameters", b"parameters", "start", b"start", "stop", b"stop"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "error", b"error", "parameters", b"parameters", "pause", b"pause", "reboot", b"reboot", "resume", b"resume", "start", b"start", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "actor", b"actor", "deadline_time", b"deadline_time", "end_time", b"end_time", "error", b"error", "operation_id", b"operation_id", "outcome", b"outcome", "parameters", b"parameters", "phase", b"phase", "request_id", b"request_id", "start", b"start", "steps", b"steps", "stop", b"stop", "verb", b"verb", "vm_name", b"vm_name", "vm_uuid", b"vm_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "actor", b"actor", "deadline_time", b"deadline_time", "end_time", b"end_time", "error", b"error", "operation_id", b"operation_id", "outcome", b"outcome", "parameters", b"parameters", "pause", b"pause", "phase", b"phase", "queue_place", b"queue_place", "reboot", b"reboot", "request_id", b"request_id", "resume", b"resume", "start", b"start", "steps", b"steps", "stop", b"stop", "verb", b"verb", "vm_name", b"vm_name", "vm_uuid", b"vm_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_parameters: _TypeAlias = _typing.Literal["start", "stop"]  # noqa: Y015
+    _WhichOneofReturnType_parameters: _TypeAlias = _typing.Literal["start", "stop", "reboot", "pause", "resume"]  # noqa: Y015
     _WhichOneofArgType_parameters: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_parameters) -> _WhichOneofReturnType_parameters | None: ...
 
@@ -368,6 +470,86 @@ class StopParameters(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StopParameters: _TypeAlias = StopParameters  # noqa: Y015
+
+@_typing.final
+class RebootParameters(_message.Message):
+    """What a Reboot was asked to do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    GRACE_PERIOD_FIELD_NUMBER: _builtins.int
+    ON_GRACE_EXPIRED_FIELD_NUMBER: _builtins.int
+    mode: Global___RebootMode.ValueType
+    """Ask the guest, or reset it at once."""
+    on_grace_expired: Global___RebootOnGraceExpired.ValueType
+    """What happens when it takes longer."""
+    @_builtins.property
+    def grace_period(self) -> _duration_pb2.Duration:
+        """How long the guest may take."""
+
+    def __init__(
+        self,
+        *,
+        mode: Global___RebootMode.ValueType = ...,
+        grace_period: _duration_pb2.Duration | None = ...,
+        on_grace_expired: Global___RebootOnGraceExpired.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace_period", b"grace_period"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace_period", b"grace_period", "mode", b"mode", "on_grace_expired", b"on_grace_expired"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebootParameters: _TypeAlias = RebootParameters  # noqa: Y015
+
+@_typing.final
+class PauseParameters(_message.Message):
+    """What a Pause was asked to do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """How long it may take."""
+
+    def __init__(
+        self,
+        *,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseParameters: _TypeAlias = PauseParameters  # noqa: Y015
+
+@_typing.final
+class ResumeParameters(_message.Message):
+    """What a Resume was asked to do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """How long it may take."""
+
+    def __init__(
+        self,
+        *,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeParameters: _TypeAlias = ResumeParameters  # noqa: Y015
 
 @_typing.final
 class OperationError(_message.Message):

@@ -24,61 +24,82 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from vmagent.v1 import access_pb2 as vmagent_dot_v1_dot_access__pb2
 from vmagent.v1 import host_pb2 as vmagent_dot_v1_dot_host__pb2
 from vmagent.v1 import operation_pb2 as vmagent_dot_v1_dot_operation__pb2
 from vmagent.v1 import transition_pb2 as vmagent_dot_v1_dot_transition__pb2
 from vmagent.v1 import vm_pb2 as vmagent_dot_v1_dot_vm__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!vmagent/v1/vm_agent_service.proto\x12\nvmagent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15vmagent/v1/host.proto\x1a\x1avmagent/v1/operation.proto\x1a\x1bvmagent/v1/transition.proto\x1a\x13vmagent/v1/vm.proto\"\x96\x01\n\x0cStartRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06paused\x18\x03 \x01(\x08\x12\x1b\n\x13\x64iscard_saved_state\x18\x04 \x01(\x08\x12\r\n\x05\x66orce\x18\x05 \x01(\x08\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"u\n\rStartResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.vmagent.v1.Operation\x12\x1a\n\x02vm\x18\x02 \x01(\x0b\x32\x0e.vmagent.v1.Vm\x12\x1e\n\x04link\x18\x03 \x01(\x0b\x32\x10.vmagent.v1.Link\"\xbc\x01\n\x0bStopRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\"\n\x04mode\x18\x03 \x01(\x0e\x32\x14.vmagent.v1.StopMode\x12/\n\x0cgrace_period\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x10on_grace_expired\x18\x05 \x01(\x0e\x32\x1e.vmagent.v1.StopOnGraceExpired\"t\n\x0cStopResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.vmagent.v1.Operation\x12\x1a\n\x02vm\x18\x02 \x01(\x0b\x32\x0e.vmagent.v1.Vm\x12\x1e\n\x04link\x18\x03 \x01(\x0b\x32\x10.vmagent.v1.Link\"|\n\x12WatchStatusRequest\x12\x0b\n\x03vms\x18\x01 \x03(\t\x12\"\n\x06resume\x18\x02 \x01(\x0b\x32\x12.vmagent.v1.Cursor\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb3\x01\n\x13WatchStatusResponse\x12\x1b\n\x03vms\x18\x01 \x03(\x0b\x32\x0e.vmagent.v1.Vm\x12(\n\x0csnapshot_end\x18\x02 \x01(\x0b\x32\x12.vmagent.v1.Cursor\x12+\n\x0btransitions\x18\x03 \x03(\x0b\x32\x16.vmagent.v1.Transition\x12(\n\theartbeat\x18\x04 \x01(\x0b\x32\x15.vmagent.v1.Heartbeat\"\xb9\x01\n\tHeartbeat\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x19\n\x11libvirt_connected\x18\x02 \x01(\x08\x12/\n\x0b\x62lind_since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10last_survey_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10journal_writable\x18\x05 \x01(\x08\"\x1a\n\x0cGetVmRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"K\n\rGetVmResponse\x12\x1a\n\x02vm\x18\x01 \x01(\x0b\x32\x0e.vmagent.v1.Vm\x12\x1e\n\x04link\x18\x02 \x01(\x0b\x32\x10.vmagent.v1.Link\"o\n\x0eListVmsRequest\x12#\n\x06states\x18\x01 \x03(\x0e\x32\x13.vmagent.v1.VmState\x12\x11\n\tname_glob\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"\x8b\x01\n\x0fListVmsResponse\x12\x1b\n\x03vms\x18\x01 \x03(\x0b\x32\x0e.vmagent.v1.Vm\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\"\n\x06\x63ursor\x18\x03 \x01(\x0b\x32\x12.vmagent.v1.Cursor\x12\x1e\n\x04link\x18\x04 \x01(\x0b\x32\x10.vmagent.v1.Link\"\xe9\x01\n\x16ListTransitionsRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x14\n\x0cmin_revision\x18\x02 \x01(\x03\x12\x14\n\x0cmax_revision\x18\x03 \x01(\x03\x12,\n\x08min_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08max_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0coldest_first\x18\x06 \x01(\x08\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"\xcc\x01\n\x17ListTransitionsResponse\x12+\n\x0btransitions\x18\x01 \x03(\x0b\x32\x16.vmagent.v1.Transition\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x32\n\x0f\x62lind_intervals\x18\x03 \x03(\x0b\x32\x19.vmagent.v1.BlindInterval\x12\x17\n\x0foldest_revision\x18\x04 \x01(\x03\x12\x1e\n\x04link\x18\x05 \x01(\x0b\x32\x10.vmagent.v1.Link\"+\n\x13GetOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\"@\n\x14GetOperationResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.vmagent.v1.Operation\"\xef\x01\n\x15ListOperationsRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12*\n\x06phases\x18\x03 \x03(\x0e\x32\x1a.vmagent.v1.OperationPhase\x12\x33\n\x0fmin_accept_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fmax_accept_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\"\\\n\x16ListOperationsResponse\x12)\n\noperations\x18\x01 \x03(\x0b\x32\x15.vmagent.v1.Operation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\".\n\x16\x43\x61ncelOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\"C\n\x17\x43\x61ncelOperationResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.vmagent.v1.Operation\"\x10\n\x0eGetHostRequest\"1\n\x0fGetHostResponse\x12\x1e\n\x04host\x18\x01 \x01(\x0b\x32\x10.vmagent.v1.Host2\x89\x06\n\x0eVmAgentService\x12>\n\x05Start\x12\x18.vmagent.v1.StartRequest\x1a\x19.vmagent.v1.StartResponse0\x01\x12;\n\x04Stop\x12\x17.vmagent.v1.StopRequest\x1a\x18.vmagent.v1.StopResponse0\x01\x12P\n\x0bWatchStatus\x12\x1e.vmagent.v1.WatchStatusRequest\x1a\x1f.vmagent.v1.WatchStatusResponse0\x01\x12<\n\x05GetVm\x12\x18.vmagent.v1.GetVmRequest\x1a\x19.vmagent.v1.GetVmResponse\x12\x42\n\x07ListVms\x12\x1a.vmagent.v1.ListVmsRequest\x1a\x1b.vmagent.v1.ListVmsResponse\x12Z\n\x0fListTransitions\x12\".vmagent.v1.ListTransitionsRequest\x1a#.vmagent.v1.ListTransitionsResponse\x12Q\n\x0cGetOperation\x12\x1f.vmagent.v1.GetOperationRequest\x1a .vmagent.v1.GetOperationResponse\x12W\n\x0eListOperations\x12!.vmagent.v1.ListOperationsRequest\x1a\".vmagent.v1.ListOperationsResponse\x12Z\n\x0f\x43\x61ncelOperation\x12\".vmagent.v1.CancelOperationRequest\x1a#.vmagent.v1.CancelOperationResponse\x12\x42\n\x07GetHost\x12\x1a.vmagent.v1.GetHostRequest\x1a\x1b.vmagent.v1.GetHostResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!vmagent/v1/vm_agent_service.proto\x12\nvmagent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17vmagent/v1/access.proto\x1a\x15vmagent/v1/host.proto\x1a\x1avmagent/v1/operation.proto\x1a\x1bvmagent/v1/transition.proto\x1a\x13vmagent/v1/vm.proto\"\x96\x01\n\x0cStartRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06paused\x18\x03 \x01(\x08\x12\x1b\n\x13\x64iscard_saved_state\x18\x04 \x01(\x08\x12\r\n\x05\x66orce\x18\x05 \x01(\x08\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"u\n\rStartResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.vmagent.v1.Operation\x12\x1a\n\x02vm\x18\x02 \x01(\x0b\x32\x0e.vmagent.v1.Vm\x12\x1e\n\x04link\x18\x03 \x01(\x0b\x32\x10.vmagent.v1.Link\"\xbc\x01\n\x0bStopRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\"\n\x04mode\x18\x03 \x01(\x0e\x32\x14.vmagent.v1.StopMode\x12/\n\x0cgrace_period\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x10on_grace_expired\x18\x05 \x01(\x0e\x32\x1e.vmagent.v1.StopOnGraceExpired\"t\n\x0cStopResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.vmagent.v1.Operation\x12\x1a\n\x02vm\x18\x02 \x01(\x0b\x32\x0e.vmagent.v1.Vm\x12\x1e\n\x04link\x18\x03 \x01(\x0b\x32\x10.vmagent.v1.Link\"\xc2\x01\n\rRebootRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12$\n\x04mode\x18\x03 \x01(\x0e\x32\x16.vmagent.v1.RebootMode\x12/\n\x0cgrace_period\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12:\n\x10on_grace_expired\x18\x05 \x01(\x0e\x32 .vmagent.v1.RebootOnGraceExpired\"v\n\x0eRebootResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.vmagent.v1.Operation\x12\x1a\n\x02vm\x18\x02 \x01(\x0b\x32\x0e.vmagent.v1.Vm\x12\x1e\n\x04link\x18\x03 \x01(\x0b\x32\x10.vmagent.v1.Link\"Z\n\x0cPauseRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"u\n\rPauseResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.vmagent.v1.Operation\x12\x1a\n\x02vm\x18\x02 \x01(\x0b\x32\x0e.vmagent.v1.Vm\x12\x1e\n\x04link\x18\x03 \x01(\x0b\x32\x10.vmagent.v1.Link\"[\n\rResumeRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"v\n\x0eResumeResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.vmagent.v1.Operation\x12\x1a\n\x02vm\x18\x02 \x01(\x0b\x32\x0e.vmagent.v1.Vm\x12\x1e\n\x04link\x18\x03 \x01(\x0b\x32\x10.vmagent.v1.Link\"|\n\x12WatchStatusRequest\x12\x0b\n\x03vms\x18\x01 \x03(\t\x12\"\n\x06resume\x18\x02 \x01(\x0b\x32\x12.vmagent.v1.Cursor\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb3\x01\n\x13WatchStatusResponse\x12\x1b\n\x03vms\x18\x01 \x03(\x0b\x32\x0e.vmagent.v1.Vm\x12(\n\x0csnapshot_end\x18\x02 \x01(\x0b\x32\x12.vmagent.v1.Cursor\x12+\n\x0btransitions\x18\x03 \x03(\x0b\x32\x16.vmagent.v1.Transition\x12(\n\theartbeat\x18\x04 \x01(\x0b\x32\x15.vmagent.v1.Heartbeat\"\xb9\x01\n\tHeartbeat\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x19\n\x11libvirt_connected\x18\x02 \x01(\x08\x12/\n\x0b\x62lind_since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10last_survey_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10journal_writable\x18\x05 \x01(\x08\"\x1a\n\x0cGetVmRequest\x12\n\n\x02vm\x18\x01 \x01(\t\"K\n\rGetVmResponse\x12\x1a\n\x02vm\x18\x01 \x01(\x0b\x32\x0e.vmagent.v1.Vm\x12\x1e\n\x04link\x18\x02 \x01(\x0b\x32\x10.vmagent.v1.Link\"o\n\x0eListVmsRequest\x12#\n\x06states\x18\x01 \x03(\x0e\x32\x13.vmagent.v1.VmState\x12\x11\n\tname_glob\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"\x8b\x01\n\x0fListVmsResponse\x12\x1b\n\x03vms\x18\x01 \x03(\x0b\x32\x0e.vmagent.v1.Vm\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\"\n\x06\x63ursor\x18\x03 \x01(\x0b\x32\x12.vmagent.v1.Cursor\x12\x1e\n\x04link\x18\x04 \x01(\x0b\x32\x10.vmagent.v1.Link\"\xe9\x01\n\x16ListTransitionsRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x14\n\x0cmin_revision\x18\x02 \x01(\x03\x12\x14\n\x0cmax_revision\x18\x03 \x01(\x03\x12,\n\x08min_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08max_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0coldest_first\x18\x06 \x01(\x08\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"\xcc\x01\n\x17ListTransitionsResponse\x12+\n\x0btransitions\x18\x01 \x03(\x0b\x32\x16.vmagent.v1.Transition\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x32\n\x0f\x62lind_intervals\x18\x03 \x03(\x0b\x32\x19.vmagent.v1.BlindInterval\x12\x17\n\x0foldest_revision\x18\x04 \x01(\x03\x12\x1e\n\x04link\x18\x05 \x01(\x0b\x32\x10.vmagent.v1.Link\"+\n\x13GetOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\"@\n\x14GetOperationResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.vmagent.v1.Operation\"\xc9\x02\n\x15ListOperationsRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12*\n\x06phases\x18\x03 \x03(\x0e\x32\x1a.vmagent.v1.OperationPhase\x12\x33\n\x0fmin_accept_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fmax_accept_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\x12(\n\x05verbs\x18\x08 \x03(\x0e\x32\x19.vmagent.v1.OperationVerb\x12.\n\x08outcomes\x18\t \x03(\x0e\x32\x1c.vmagent.v1.OperationOutcome\"\\\n\x16ListOperationsResponse\x12)\n\noperations\x18\x01 \x03(\x0b\x32\x15.vmagent.v1.Operation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\".\n\x16\x43\x61ncelOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\"C\n\x17\x43\x61ncelOperationResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.vmagent.v1.Operation\"\x10\n\x0eGetHostRequest\"1\n\x0fGetHostResponse\x12\x1e\n\x04host\x18\x01 \x01(\x0b\x32\x10.vmagent.v1.Host\"\x0f\n\rWhoAmIRequest\"4\n\x0eWhoAmIResponse\x12\"\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x12.vmagent.v1.Caller\"\xdd\x01\n\x17ListAuditRecordsRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12$\n\x05kinds\x18\x03 \x03(\x0e\x32\x15.vmagent.v1.AuditKind\x12,\n\x08min_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08max_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\"]\n\x18ListAuditRecordsResponse\x12(\n\x07records\x18\x01 \x03(\x0b\x32\x17.vmagent.v1.AuditRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xef\x08\n\x0eVmAgentService\x12>\n\x05Start\x12\x18.vmagent.v1.StartRequest\x1a\x19.vmagent.v1.StartResponse0\x01\x12;\n\x04Stop\x12\x17.vmagent.v1.StopRequest\x1a\x18.vmagent.v1.StopResponse0\x01\x12\x41\n\x06Reboot\x12\x19.vmagent.v1.RebootRequest\x1a\x1a.vmagent.v1.RebootResponse0\x01\x12>\n\x05Pause\x12\x18.vmagent.v1.PauseRequest\x1a\x19.vmagent.v1.PauseResponse0\x01\x12\x41\n\x06Resume\x12\x19.vmagent.v1.ResumeRequest\x1a\x1a.vmagent.v1.ResumeResponse0\x01\x12P\n\x0bWatchStatus\x12\x1e.vmagent.v1.WatchStatusRequest\x1a\x1f.vmagent.v1.WatchStatusResponse0\x01\x12<\n\x05GetVm\x12\x18.vmagent.v1.GetVmRequest\x1a\x19.vmagent.v1.GetVmResponse\x12\x42\n\x07ListVms\x12\x1a.vmagent.v1.ListVmsRequest\x1a\x1b.vmagent.v1.ListVmsResponse\x12Z\n\x0fListTransitions\x12\".vmagent.v1.ListTransitionsRequest\x1a#.vmagent.v1.ListTransitionsResponse\x12Q\n\x0cGetOperation\x12\x1f.vmagent.v1.GetOperationRequest\x1a .vmagent.v1.GetOperationResponse\x12W\n\x0eListOperations\x12!.vmagent.v1.ListOperationsRequest\x1a\".vmagent.v1.ListOperationsResponse\x12Z\n\x0f\x43\x61ncelOperation\x12\".vmagent.v1.CancelOperationRequest\x1a#.vmagent.v1.CancelOperationResponse\x12\x42\n\x07GetHost\x12\x1a.vmagent.v1.GetHostRequest\x1a\x1b.vmagent.v1.GetHostResponse\x12?\n\x06WhoAmI\x12\x19.vmagent.v1.WhoAmIRequest\x1a\x1a.vmagent.v1.WhoAmIResponse\x12]\n\x10ListAuditRecords\x12#.vmagent.v1.ListAuditRecordsRequest\x1a$.vmagent.v1.ListAuditRecordsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vmagent.v1.vm_agent_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STARTREQUEST']._serialized_start=216
-  _globals['_STARTREQUEST']._serialized_end=366
-  _globals['_STARTRESPONSE']._serialized_start=368
-  _globals['_STARTRESPONSE']._serialized_end=485
-  _globals['_STOPREQUEST']._serialized_start=488
-  _globals['_STOPREQUEST']._serialized_end=676
-  _globals['_STOPRESPONSE']._serialized_start=678
-  _globals['_STOPRESPONSE']._serialized_end=794
-  _globals['_WATCHSTATUSREQUEST']._serialized_start=796
-  _globals['_WATCHSTATUSREQUEST']._serialized_end=920
-  _globals['_WATCHSTATUSRESPONSE']._serialized_start=923
-  _globals['_WATCHSTATUSRESPONSE']._serialized_end=1102
-  _globals['_HEARTBEAT']._serialized_start=1105
-  _globals['_HEARTBEAT']._serialized_end=1290
-  _globals['_GETVMREQUEST']._serialized_start=1292
-  _globals['_GETVMREQUEST']._serialized_end=1318
-  _globals['_GETVMRESPONSE']._serialized_start=1320
-  _globals['_GETVMRESPONSE']._serialized_end=1395
-  _globals['_LISTVMSREQUEST']._serialized_start=1397
-  _globals['_LISTVMSREQUEST']._serialized_end=1508
-  _globals['_LISTVMSRESPONSE']._serialized_start=1511
-  _globals['_LISTVMSRESPONSE']._serialized_end=1650
-  _globals['_LISTTRANSITIONSREQUEST']._serialized_start=1653
-  _globals['_LISTTRANSITIONSREQUEST']._serialized_end=1886
-  _globals['_LISTTRANSITIONSRESPONSE']._serialized_start=1889
-  _globals['_LISTTRANSITIONSRESPONSE']._serialized_end=2093
-  _globals['_GETOPERATIONREQUEST']._serialized_start=2095
-  _globals['_GETOPERATIONREQUEST']._serialized_end=2138
-  _globals['_GETOPERATIONRESPONSE']._serialized_start=2140
-  _globals['_GETOPERATIONRESPONSE']._serialized_end=2204
-  _globals['_LISTOPERATIONSREQUEST']._serialized_start=2207
-  _globals['_LISTOPERATIONSREQUEST']._serialized_end=2446
-  _globals['_LISTOPERATIONSRESPONSE']._serialized_start=2448
-  _globals['_LISTOPERATIONSRESPONSE']._serialized_end=2540
-  _globals['_CANCELOPERATIONREQUEST']._serialized_start=2542
-  _globals['_CANCELOPERATIONREQUEST']._serialized_end=2588
-  _globals['_CANCELOPERATIONRESPONSE']._serialized_start=2590
-  _globals['_CANCELOPERATIONRESPONSE']._serialized_end=2657
-  _globals['_GETHOSTREQUEST']._serialized_start=2659
-  _globals['_GETHOSTREQUEST']._serialized_end=2675
-  _globals['_GETHOSTRESPONSE']._serialized_start=2677
-  _globals['_GETHOSTRESPONSE']._serialized_end=2726
-  _globals['_VMAGENTSERVICE']._serialized_start=2729
-  _globals['_VMAGENTSERVICE']._serialized_end=3506
+  _globals['_STARTREQUEST']._serialized_start=241
+  _globals['_STARTREQUEST']._serialized_end=391
+  _globals['_STARTRESPONSE']._serialized_start=393
+  _globals['_STARTRESPONSE']._serialized_end=510
+  _globals['_STOPREQUEST']._serialized_start=513
+  _globals['_STOPREQUEST']._serialized_end=701
+  _globals['_STOPRESPONSE']._serialized_start=703
+  _globals['_STOPRESPONSE']._serialized_end=819
+  _globals['_REBOOTREQUEST']._serialized_start=822
+  _globals['_REBOOTREQUEST']._serialized_end=1016
+  _globals['_REBOOTRESPONSE']._serialized_start=1018
+  _globals['_REBOOTRESPONSE']._serialized_end=1136
+  _globals['_PAUSEREQUEST']._serialized_start=1138
+  _globals['_PAUSEREQUEST']._serialized_end=1228
+  _globals['_PAUSERESPONSE']._serialized_start=1230
+  _globals['_PAUSERESPONSE']._serialized_end=1347
+  _globals['_RESUMEREQUEST']._serialized_start=1349
+  _globals['_RESUMEREQUEST']._serialized_end=1440
+  _globals['_RESUMERESPONSE']._serialized_start=1442
+  _globals['_RESUMERESPONSE']._serialized_end=1560
+  _globals['_WATCHSTATUSREQUEST']._serialized_start=1562
+  _globals['_WATCHSTATUSREQUEST']._serialized_end=1686
+  _globals['_WATCHSTATUSRESPONSE']._serialized_start=1689
+  _globals['_WATCHSTATUSRESPONSE']._serialized_end=1868
+  _globals['_HEARTBEAT']._serialized_start=1871
+  _globals['_HEARTBEAT']._serialized_end=2056
+  _globals['_GETVMREQUEST']._serialized_start=2058
+  _globals['_GETVMREQUEST']._serialized_end=2084
+  _globals['_GETVMRESPONSE']._serialized_start=2086
+  _globals['_GETVMRESPONSE']._serialized_end=2161
+  _globals['_LISTVMSREQUEST']._serialized_start=2163
+  _globals['_LISTVMSREQUEST']._serialized_end=2274
+  _globals['_LISTVMSRESPONSE']._serialized_start=2277
+  _globals['_LISTVMSRESPONSE']._serialized_end=2416
+  _globals['_LISTTRANSITIONSREQUEST']._serialized_start=2419
+  _globals['_LISTTRANSITIONSREQUEST']._serialized_end=2652
+  _globals['_LISTTRANSITIONSRESPONSE']._serialized_start=2655
+  _globals['_LISTTRANSITIONSRESPONSE']._serialized_end=2859
+  _globals['_GETOPERATIONREQUEST']._serialized_start=2861
+  _globals['_GETOPERATIONREQUEST']._serialized_end=2904
+  _globals['_GETOPERATIONRESPONSE']._serialized_start=2906
+  _globals['_GETOPERATIONRESPONSE']._serialized_end=2970
+  _globals['_LISTOPERATIONSREQUEST']._serialized_start=2973
+  _globals['_LISTOPERATIONSREQUEST']._serialized_end=3302
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_start=3304
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_end=3396
+  _globals['_CANCELOPERATIONREQUEST']._serialized_start=3398
+  _globals['_CANCELOPERATIONREQUEST']._serialized_end=3444
+  _globals['_CANCELOPERATIONRESPONSE']._serialized_start=3446
+  _globals['_CANCELOPERATIONRESPONSE']._serialized_end=3513
+  _globals['_GETHOSTREQUEST']._serialized_start=3515
+  _globals['_GETHOSTREQUEST']._serialized_end=3531
+  _globals['_GETHOSTRESPONSE']._serialized_start=3533
+  _globals['_GETHOSTRESPONSE']._serialized_end=3582
+  _globals['_WHOAMIREQUEST']._serialized_start=3584
+  _globals['_WHOAMIREQUEST']._serialized_end=3599
+  _globals['_WHOAMIRESPONSE']._serialized_start=3601
+  _globals['_WHOAMIRESPONSE']._serialized_end=3653
+  _globals['_LISTAUDITRECORDSREQUEST']._serialized_start=3656
+  _globals['_LISTAUDITRECORDSREQUEST']._serialized_end=3877
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_start=3879
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_end=3972
+  _globals['_VMAGENTSERVICE']._serialized_start=3975
+  _globals['_VMAGENTSERVICE']._serialized_end=5110
 # @@protoc_insertion_point(module_scope)

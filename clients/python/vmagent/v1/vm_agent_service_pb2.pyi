@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from vmagent.v1 import access_pb2 as _access_pb2
 from vmagent.v1 import host_pb2 as _host_pb2
 from vmagent.v1 import operation_pb2 as _operation_pb2
 from vmagent.v1 import transition_pb2 as _transition_pb2
@@ -183,6 +184,224 @@ class StopResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StopResponse: _TypeAlias = StopResponse  # noqa: Y015
+
+@_typing.final
+class RebootRequest(_message.Message):
+    """What to reboot, and how."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    GRACE_PERIOD_FIELD_NUMBER: _builtins.int
+    ON_GRACE_EXPIRED_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """UUID or name of the VM. Required."""
+    request_id: _builtins.str
+    """Client-chosen identity of this request, 1 to 128 printable ASCII characters, best a UUID. A
+    repeat joins or returns the first operation. Optional.
+    """
+    mode: _operation_pb2.RebootMode.ValueType
+    """Ask the guest, or reset it at once. Unset means `REBOOT_MODE_GRACEFUL`."""
+    on_grace_expired: _operation_pb2.RebootOnGraceExpired.ValueType
+    """What happens when it takes longer. Unset means `REBOOT_ON_GRACE_EXPIRED_FAIL`."""
+    @_builtins.property
+    def grace_period(self) -> _duration_pb2.Duration:
+        """How long the guest may take, 1 s to 3600 s. Unset means 60 s. Ignored by `REBOOT_MODE_FORCE`."""
+
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        mode: _operation_pb2.RebootMode.ValueType = ...,
+        grace_period: _duration_pb2.Duration | None = ...,
+        on_grace_expired: _operation_pb2.RebootOnGraceExpired.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace_period", b"grace_period"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace_period", b"grace_period", "mode", b"mode", "on_grace_expired", b"on_grace_expired", "request_id", b"request_id", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebootRequest: _TypeAlias = RebootRequest  # noqa: Y015
+
+@_typing.final
+class RebootResponse(_message.Message):
+    """One step of a Reboot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    VM_FIELD_NUMBER: _builtins.int
+    LINK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operation_pb2.Operation:
+        """The operation as it stands. Its phase is final in the last message."""
+
+    @_builtins.property
+    def vm(self) -> _vm_pb2.Vm:
+        """The VM as the journal has it now."""
+
+    @_builtins.property
+    def link(self) -> _host_pb2.Link:
+        """The link to libvirt."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operation_pb2.Operation | None = ...,
+        vm: _vm_pb2.Vm | None = ...,
+        link: _host_pb2.Link | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["link", b"link", "operation", b"operation", "vm", b"vm"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["link", b"link", "operation", b"operation", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebootResponse: _TypeAlias = RebootResponse  # noqa: Y015
+
+@_typing.final
+class PauseRequest(_message.Message):
+    """What to pause."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """UUID or name of the VM. Required."""
+    request_id: _builtins.str
+    """Client-chosen identity of this request, 1 to 128 printable ASCII characters, best a UUID. A
+    repeat joins or returns the first operation. Optional.
+    """
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """How long it may take, 1 s to 3600 s. Unset means 60 s."""
+
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "timeout", b"timeout", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseRequest: _TypeAlias = PauseRequest  # noqa: Y015
+
+@_typing.final
+class PauseResponse(_message.Message):
+    """One step of a Pause."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    VM_FIELD_NUMBER: _builtins.int
+    LINK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operation_pb2.Operation:
+        """The operation as it stands. Its phase is final in the last message."""
+
+    @_builtins.property
+    def vm(self) -> _vm_pb2.Vm:
+        """The VM as the journal has it now."""
+
+    @_builtins.property
+    def link(self) -> _host_pb2.Link:
+        """The link to libvirt."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operation_pb2.Operation | None = ...,
+        vm: _vm_pb2.Vm | None = ...,
+        link: _host_pb2.Link | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["link", b"link", "operation", b"operation", "vm", b"vm"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["link", b"link", "operation", b"operation", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseResponse: _TypeAlias = PauseResponse  # noqa: Y015
+
+@_typing.final
+class ResumeRequest(_message.Message):
+    """What to resume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """UUID or name of the VM. Required."""
+    request_id: _builtins.str
+    """Client-chosen identity of this request, 1 to 128 printable ASCII characters, best a UUID. A
+    repeat joins or returns the first operation. Optional.
+    """
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """How long it may take, 1 s to 3600 s. Unset means 60 s."""
+
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "timeout", b"timeout", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeRequest: _TypeAlias = ResumeRequest  # noqa: Y015
+
+@_typing.final
+class ResumeResponse(_message.Message):
+    """One step of a Resume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    VM_FIELD_NUMBER: _builtins.int
+    LINK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operation_pb2.Operation:
+        """The operation as it stands. Its phase is final in the last message."""
+
+    @_builtins.property
+    def vm(self) -> _vm_pb2.Vm:
+        """The VM as the journal has it now."""
+
+    @_builtins.property
+    def link(self) -> _host_pb2.Link:
+        """The link to libvirt."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operation_pb2.Operation | None = ...,
+        vm: _vm_pb2.Vm | None = ...,
+        link: _host_pb2.Link | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["link", b"link", "operation", b"operation", "vm", b"vm"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["link", b"link", "operation", b"operation", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeResponse: _TypeAlias = ResumeResponse  # noqa: Y015
 
 @_typing.final
 class WatchStatusRequest(_message.Message):
@@ -384,7 +603,7 @@ class ListVmsRequest(_message.Message):
     """`next_page_token` of the page before. Empty means the first page."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_vm_pb2.VmState.ValueType]:
-        """Only VMs in one of these states. Empty means all but `VM_STATE_GONE`."""
+        """Only VMs in one of these at most 100 states. Empty means all but `VM_STATE_GONE`."""
 
     def __init__(
         self,
@@ -513,7 +732,9 @@ class ListTransitionsResponse(_message.Message):
     """Oldest revision that is still kept: history before it is compacted."""
     @_builtins.property
     def transitions(self) -> _containers.RepeatedCompositeFieldContainer[_transition_pb2.Transition]:
-        """The transitions, in the order asked for."""
+        """The transitions, in the order asked for. Whoever may see few of the VMs can get fewer than
+        `page_size`, or none, while more follow.
+        """
 
     @_builtins.property
     def blind_intervals(self) -> _containers.RepeatedCompositeFieldContainer[_host_pb2.BlindInterval]:
@@ -601,6 +822,8 @@ class ListOperationsRequest(_message.Message):
     MAX_ACCEPT_TIME_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    VERBS_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """UUID or name of the VM. Empty means all VMs."""
     actor: _builtins.str
@@ -611,7 +834,7 @@ class ListOperationsRequest(_message.Message):
     """`next_page_token` of the page before, with the same filter. Empty means the first page."""
     @_builtins.property
     def phases(self) -> _containers.RepeatedScalarFieldContainer[_operation_pb2.OperationPhase.ValueType]:
-        """Only operations in one of these phases. Empty means all."""
+        """Only operations in one of these at most 100 phases. Empty means all."""
 
     @_builtins.property
     def min_accept_time(self) -> _timestamp_pb2.Timestamp:
@@ -620,6 +843,14 @@ class ListOperationsRequest(_message.Message):
     @_builtins.property
     def max_accept_time(self) -> _timestamp_pb2.Timestamp:
         """Only operations accepted before this time."""
+
+    @_builtins.property
+    def verbs(self) -> _containers.RepeatedScalarFieldContainer[_operation_pb2.OperationVerb.ValueType]:
+        """Only operations of one of these at most 100 verbs. Empty means all."""
+
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedScalarFieldContainer[_operation_pb2.OperationOutcome.ValueType]:
+        """Only operations that succeeded in one of these at most 100 ways. Empty means all."""
 
     def __init__(
         self,
@@ -631,10 +862,12 @@ class ListOperationsRequest(_message.Message):
         max_accept_time: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        verbs: _abc.Iterable[_operation_pb2.OperationVerb.ValueType] | None = ...,
+        outcomes: _abc.Iterable[_operation_pb2.OperationOutcome.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["max_accept_time", b"max_accept_time", "min_accept_time", b"min_accept_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "max_accept_time", b"max_accept_time", "min_accept_time", b"min_accept_time", "page_size", b"page_size", "page_token", b"page_token", "phases", b"phases", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "max_accept_time", b"max_accept_time", "min_accept_time", b"min_accept_time", "outcomes", b"outcomes", "page_size", b"page_size", "page_token", b"page_token", "phases", b"phases", "verbs", b"verbs", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -652,7 +885,9 @@ class ListOperationsResponse(_message.Message):
     """Token for the next page. Empty on the last one."""
     @_builtins.property
     def operations(self) -> _containers.RepeatedCompositeFieldContainer[_operation_pb2.Operation]:
-        """The operations, newest first."""
+        """The operations, newest first. Whoever may see few of the VMs can get fewer than `page_size`,
+        or none, while more follow.
+        """
 
     def __init__(
         self,
@@ -754,3 +989,124 @@ class GetHostResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetHostResponse: _TypeAlias = GetHostResponse  # noqa: Y015
+
+@_typing.final
+class WhoAmIRequest(_message.Message):
+    """Asks who the caller is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhoAmIRequest: _TypeAlias = WhoAmIRequest  # noqa: Y015
+
+@_typing.final
+class WhoAmIResponse(_message.Message):
+    """The caller."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def caller(self) -> _access_pb2.Caller:
+        """The caller."""
+
+    def __init__(
+        self,
+        *,
+        caller: _access_pb2.Caller | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhoAmIResponse: _TypeAlias = WhoAmIResponse  # noqa: Y015
+
+@_typing.final
+class ListAuditRecordsRequest(_message.Message):
+    """Which audit records."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    MIN_TIME_FIELD_NUMBER: _builtins.int
+    MAX_TIME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """UUID or name of the VM. Empty means all VMs, and what concerns none."""
+    actor: _builtins.str
+    """Only what this actor did. Empty means all."""
+    page_size: _builtins.int
+    """How many at most, 1 to 1000. 0 means 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, with the same filter. Empty means the first page."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_access_pb2.AuditKind.ValueType]:
+        """Only records of one of these at most 100 kinds. Empty means all."""
+
+    @_builtins.property
+    def min_time(self) -> _timestamp_pb2.Timestamp:
+        """Only what was asked at or after this time."""
+
+    @_builtins.property
+    def max_time(self) -> _timestamp_pb2.Timestamp:
+        """Only what was asked before this time."""
+
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        kinds: _abc.Iterable[_access_pb2.AuditKind.ValueType] | None = ...,
+        min_time: _timestamp_pb2.Timestamp | None = ...,
+        max_time: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_time", b"max_time", "min_time", b"min_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "kinds", b"kinds", "max_time", b"max_time", "min_time", b"min_time", "page_size", b"page_size", "page_token", b"page_token", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditRecordsRequest: _TypeAlias = ListAuditRecordsRequest  # noqa: Y015
+
+@_typing.final
+class ListAuditRecordsResponse(_message.Message):
+    """A page of audit records."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token for the next page. Empty on the last one."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[_access_pb2.AuditRecord]:
+        """The records, newest first."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[_access_pb2.AuditRecord] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditRecordsResponse: _TypeAlias = ListAuditRecordsResponse  # noqa: Y015

@@ -31,8 +31,23 @@ class VmAgentServiceStub(object):
     Every field named `vm` takes a UUID or a name of 1 to 255 bytes. A name means the present VM
     of that name; a VM that is gone is found by UUID, or by name if no present VM bears it.
 
-    Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`) or
-    `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
+    A caller whose roles hold for some VMs only sees no others: not in lists, watches, histories and
+    counts, and a call that names one ends as if it did not exist. Which VMs those are is decided by
+    the names they bear; of a history, by the names they bore. The transition by which a VM gives
+    up a name that the caller may see is the last that is shown of it, with its new name: whoever
+    keeps a mirror forgets the VM then, and a call that follows an operation on it ends with
+    `VM_NOT_FOUND`. Revisions count all VMs of the host, and so do starts that are under way or wait
+    and `Operation.queue_place`: how busy the host is decides when a start's turn comes.
+
+    `ROLE_OPERATOR` is needed for what changes a VM, `ROLE_ADMIN` for audit records and channelz,
+    none for WhoAmI, `ROLE_VIEWER` for all else, health and reflection too. A call under way ends
+    when its caller's roles change: with `PERMISSION_DENIED` (`ROLE_DENIED`) if he may not make it
+    any more, with `ABORTED` (`ACCESS_CHANGED`) if he may see other VMs by now; or, where the call
+    changes a VM, may change others. An operation that was accepted goes on.
+
+    Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`),
+    `UNAUTHENTICATED` (`CALLER_UNKNOWN`), `PERMISSION_DENIED` (`ROLE_DENIED`), `RESOURCE_EXHAUSTED`
+    (`LIMIT_REACHED`) or `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
     `ErrorReason`.
     """
 
@@ -51,6 +66,21 @@ class VmAgentServiceStub(object):
                 '/vmagent.v1.VmAgentService/Stop',
                 request_serializer=vmagent_dot_v1_dot_vm__agent__service__pb2.StopRequest.SerializeToString,
                 response_deserializer=vmagent_dot_v1_dot_vm__agent__service__pb2.StopResponse.FromString,
+                _registered_method=True)
+        self.Reboot = channel.unary_stream(
+                '/vmagent.v1.VmAgentService/Reboot',
+                request_serializer=vmagent_dot_v1_dot_vm__agent__service__pb2.RebootRequest.SerializeToString,
+                response_deserializer=vmagent_dot_v1_dot_vm__agent__service__pb2.RebootResponse.FromString,
+                _registered_method=True)
+        self.Pause = channel.unary_stream(
+                '/vmagent.v1.VmAgentService/Pause',
+                request_serializer=vmagent_dot_v1_dot_vm__agent__service__pb2.PauseRequest.SerializeToString,
+                response_deserializer=vmagent_dot_v1_dot_vm__agent__service__pb2.PauseResponse.FromString,
+                _registered_method=True)
+        self.Resume = channel.unary_stream(
+                '/vmagent.v1.VmAgentService/Resume',
+                request_serializer=vmagent_dot_v1_dot_vm__agent__service__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=vmagent_dot_v1_dot_vm__agent__service__pb2.ResumeResponse.FromString,
                 _registered_method=True)
         self.WatchStatus = channel.unary_stream(
                 '/vmagent.v1.VmAgentService/WatchStatus',
@@ -92,6 +122,16 @@ class VmAgentServiceStub(object):
                 request_serializer=vmagent_dot_v1_dot_vm__agent__service__pb2.GetHostRequest.SerializeToString,
                 response_deserializer=vmagent_dot_v1_dot_vm__agent__service__pb2.GetHostResponse.FromString,
                 _registered_method=True)
+        self.WhoAmI = channel.unary_unary(
+                '/vmagent.v1.VmAgentService/WhoAmI',
+                request_serializer=vmagent_dot_v1_dot_vm__agent__service__pb2.WhoAmIRequest.SerializeToString,
+                response_deserializer=vmagent_dot_v1_dot_vm__agent__service__pb2.WhoAmIResponse.FromString,
+                _registered_method=True)
+        self.ListAuditRecords = channel.unary_unary(
+                '/vmagent.v1.VmAgentService/ListAuditRecords',
+                request_serializer=vmagent_dot_v1_dot_vm__agent__service__pb2.ListAuditRecordsRequest.SerializeToString,
+                response_deserializer=vmagent_dot_v1_dot_vm__agent__service__pb2.ListAuditRecordsResponse.FromString,
+                _registered_method=True)
 
 
 class VmAgentServiceServicer(object):
@@ -100,8 +140,23 @@ class VmAgentServiceServicer(object):
     Every field named `vm` takes a UUID or a name of 1 to 255 bytes. A name means the present VM
     of that name; a VM that is gone is found by UUID, or by name if no present VM bears it.
 
-    Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`) or
-    `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
+    A caller whose roles hold for some VMs only sees no others: not in lists, watches, histories and
+    counts, and a call that names one ends as if it did not exist. Which VMs those are is decided by
+    the names they bear; of a history, by the names they bore. The transition by which a VM gives
+    up a name that the caller may see is the last that is shown of it, with its new name: whoever
+    keeps a mirror forgets the VM then, and a call that follows an operation on it ends with
+    `VM_NOT_FOUND`. Revisions count all VMs of the host, and so do starts that are under way or wait
+    and `Operation.queue_place`: how busy the host is decides when a start's turn comes.
+
+    `ROLE_OPERATOR` is needed for what changes a VM, `ROLE_ADMIN` for audit records and channelz,
+    none for WhoAmI, `ROLE_VIEWER` for all else, health and reflection too. A call under way ends
+    when its caller's roles change: with `PERMISSION_DENIED` (`ROLE_DENIED`) if he may not make it
+    any more, with `ABORTED` (`ACCESS_CHANGED`) if he may see other VMs by now; or, where the call
+    changes a VM, may change others. An operation that was accepted goes on.
+
+    Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`),
+    `UNAUTHENTICATED` (`CALLER_UNKNOWN`), `PERMISSION_DENIED` (`ROLE_DENIED`), `RESOURCE_EXHAUSTED`
+    (`LIMIT_REACHED`) or `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
     `ErrorReason`.
     """
 
@@ -126,15 +181,57 @@ class VmAgentServiceServicer(object):
     def Stop(self, request, context):
         """Stops one VM and streams the operation until it ends.
 
-        Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is off, or known and gone. Ending
+        Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is off, or known and gone. It is for
+        the boot of the VM that there is: one that ended and was started anew is left alone. Ending
         the call does not end the operation. The final message is sent after its outcome is
         committed; an operation that failed then ends the call with its status.
         Errors: `NOT_FOUND` (`VM_NOT_FOUND`: never heard of), `FAILED_PRECONDITION` (`VM_PAUSED`,
         `VM_SLEEPING`, `VM_CRASHED`, `VM_STATE`, `NO_SHUTDOWN_METHOD`, `LIBVIRT_REFUSED`),
         `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`: the VM is still active; `FORCE_TIMED_OUT`), `ABORTED`
-        (`OPERATION_IN_PROGRESS`, `OPERATION_CANCELLED`, `LIBVIRT_BUSY`), `ALREADY_EXISTS`
-        (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`,
+        (`OPERATION_IN_PROGRESS`, `OPERATION_CANCELLED`, `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`),
+        `ALREADY_EXISTS` (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`,
         `JOURNAL_UNWRITABLE`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reboot(self, request, context):
+        """Reboots the guest of one VM within its hypervisor process, and streams the operation until
+        it ends.
+
+        Ending the call does not end the operation. The final message is sent after its outcome is
+        committed; an operation that failed then ends the call with its status.
+        Errors: `NOT_FOUND` (`VM_NOT_FOUND`), `FAILED_PRECONDITION` (`VM_PAUSED`, `VM_SLEEPING`,
+        `VM_CRASHED`, `VM_STATE`: it is off, or went off instead; `NO_SHUTDOWN_METHOD`,
+        `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`), `ABORTED`
+        (`OPERATION_IN_PROGRESS`, `CANCELLED_BY_STOP`, `OPERATION_CANCELLED`,
+        `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`), `ALREADY_EXISTS` (`REQUEST_ID_REUSED`),
+        `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pause(self, request, context):
+        """Pauses one VM: its guest gets no CPU until it is resumed. Streams the operation until it
+        ends, as Reboot does.
+
+        Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is paused.
+        Errors: `NOT_FOUND` (`VM_NOT_FOUND`), `FAILED_PRECONDITION` (`VM_SLEEPING`, `VM_CRASHED`,
+        `VM_STATE`, `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`OPERATION_TIMED_OUT`), `ABORTED`,
+        `ALREADY_EXISTS`, `UNAVAILABLE` as Reboot.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
+        """Resumes one VM that is paused, or wakes up one that sleeps. Streams the operation until it
+        ends, as Reboot does.
+
+        Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM runs.
+        Errors: as Pause.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,7 +243,10 @@ class VmAgentServiceServicer(object):
         With `resume` there is no snapshot: the stream goes on after that revision. Every transition
         arrives once, in order, after it was committed.
         Errors: `OUT_OF_RANGE` (`REVISION_COMPACTED`), `FAILED_PRECONDITION` (`JOURNAL_REPLACED`),
-        `RESOURCE_EXHAUSTED` (`WATCHER_TOO_SLOW`).
+        `RESOURCE_EXHAUSTED` (`WATCHER_TOO_SLOW`): the client left unread what it was sent, by default
+        for 30 s. It finds that status, with the revision to resume after, behind what it was sent. A
+        client on the host itself that does not take even that for as long again loses its connection
+        (`UNAVAILABLE`, without a reason).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,15 +284,20 @@ class VmAgentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListOperations(self, request, context):
-        """Returns operations, newest first.
+        """Returns operations, newest first: by `accept_time`, then `operation_id`.
+        Errors: `NOT_FOUND` (`VM_NOT_FOUND`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelOperation(self, request, context):
-        """Cancels an operation that is not over. The VM is left as it is.
-        Errors: `NOT_FOUND` (`OPERATION_NOT_FOUND`).
+        """Cancels an operation that is not over. The VM is left as it is: what libvirt or the guest was
+        asked for may still come.
+
+        Returns once the operation's end is committed. One that was over already is returned as it is.
+        Errors: `NOT_FOUND` (`OPERATION_NOT_FOUND`), `UNAVAILABLE` (`JOURNAL_UNWRITABLE`;
+        `LIBVIRT_UNREACHABLE`: an earlier daemon left it open, and this one was blind ever since).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -200,6 +305,21 @@ class VmAgentServiceServicer(object):
 
     def GetHost(self, request, context):
         """Returns the host: its link to libvirt, its journal, its versions, its capacity.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WhoAmI(self, request, context):
+        """Returns the caller as the daemon knows it, and what it may do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditRecords(self, request, context):
+        """Returns audit records, newest first. For the role `ROLE_ADMIN`, for all VMs.
+        Errors: `PERMISSION_DENIED` (`ROLE_DENIED`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,6 +337,21 @@ def add_VmAgentServiceServicer_to_server(servicer, server):
                     servicer.Stop,
                     request_deserializer=vmagent_dot_v1_dot_vm__agent__service__pb2.StopRequest.FromString,
                     response_serializer=vmagent_dot_v1_dot_vm__agent__service__pb2.StopResponse.SerializeToString,
+            ),
+            'Reboot': grpc.unary_stream_rpc_method_handler(
+                    servicer.Reboot,
+                    request_deserializer=vmagent_dot_v1_dot_vm__agent__service__pb2.RebootRequest.FromString,
+                    response_serializer=vmagent_dot_v1_dot_vm__agent__service__pb2.RebootResponse.SerializeToString,
+            ),
+            'Pause': grpc.unary_stream_rpc_method_handler(
+                    servicer.Pause,
+                    request_deserializer=vmagent_dot_v1_dot_vm__agent__service__pb2.PauseRequest.FromString,
+                    response_serializer=vmagent_dot_v1_dot_vm__agent__service__pb2.PauseResponse.SerializeToString,
+            ),
+            'Resume': grpc.unary_stream_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=vmagent_dot_v1_dot_vm__agent__service__pb2.ResumeRequest.FromString,
+                    response_serializer=vmagent_dot_v1_dot_vm__agent__service__pb2.ResumeResponse.SerializeToString,
             ),
             'WatchStatus': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchStatus,
@@ -258,6 +393,16 @@ def add_VmAgentServiceServicer_to_server(servicer, server):
                     request_deserializer=vmagent_dot_v1_dot_vm__agent__service__pb2.GetHostRequest.FromString,
                     response_serializer=vmagent_dot_v1_dot_vm__agent__service__pb2.GetHostResponse.SerializeToString,
             ),
+            'WhoAmI': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhoAmI,
+                    request_deserializer=vmagent_dot_v1_dot_vm__agent__service__pb2.WhoAmIRequest.FromString,
+                    response_serializer=vmagent_dot_v1_dot_vm__agent__service__pb2.WhoAmIResponse.SerializeToString,
+            ),
+            'ListAuditRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditRecords,
+                    request_deserializer=vmagent_dot_v1_dot_vm__agent__service__pb2.ListAuditRecordsRequest.FromString,
+                    response_serializer=vmagent_dot_v1_dot_vm__agent__service__pb2.ListAuditRecordsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'vmagent.v1.VmAgentService', rpc_method_handlers)
@@ -272,8 +417,23 @@ class VmAgentService(object):
     Every field named `vm` takes a UUID or a name of 1 to 255 bytes. A name means the present VM
     of that name; a VM that is gone is found by UUID, or by name if no present VM bears it.
 
-    Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`) or
-    `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
+    A caller whose roles hold for some VMs only sees no others: not in lists, watches, histories and
+    counts, and a call that names one ends as if it did not exist. Which VMs those are is decided by
+    the names they bear; of a history, by the names they bore. The transition by which a VM gives
+    up a name that the caller may see is the last that is shown of it, with its new name: whoever
+    keeps a mirror forgets the VM then, and a call that follows an operation on it ends with
+    `VM_NOT_FOUND`. Revisions count all VMs of the host, and so do starts that are under way or wait
+    and `Operation.queue_place`: how busy the host is decides when a start's turn comes.
+
+    `ROLE_OPERATOR` is needed for what changes a VM, `ROLE_ADMIN` for audit records and channelz,
+    none for WhoAmI, `ROLE_VIEWER` for all else, health and reflection too. A call under way ends
+    when its caller's roles change: with `PERMISSION_DENIED` (`ROLE_DENIED`) if he may not make it
+    any more, with `ABORTED` (`ACCESS_CHANGED`) if he may see other VMs by now; or, where the call
+    changes a VM, may change others. An operation that was accepted goes on.
+
+    Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`),
+    `UNAUTHENTICATED` (`CALLER_UNKNOWN`), `PERMISSION_DENIED` (`ROLE_DENIED`), `RESOURCE_EXHAUSTED`
+    (`LIMIT_REACHED`) or `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
     `ErrorReason`.
     """
 
@@ -321,6 +481,87 @@ class VmAgentService(object):
             '/vmagent.v1.VmAgentService/Stop',
             vmagent_dot_v1_dot_vm__agent__service__pb2.StopRequest.SerializeToString,
             vmagent_dot_v1_dot_vm__agent__service__pb2.StopResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reboot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vmagent.v1.VmAgentService/Reboot',
+            vmagent_dot_v1_dot_vm__agent__service__pb2.RebootRequest.SerializeToString,
+            vmagent_dot_v1_dot_vm__agent__service__pb2.RebootResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pause(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vmagent.v1.VmAgentService/Pause',
+            vmagent_dot_v1_dot_vm__agent__service__pb2.PauseRequest.SerializeToString,
+            vmagent_dot_v1_dot_vm__agent__service__pb2.PauseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vmagent.v1.VmAgentService/Resume',
+            vmagent_dot_v1_dot_vm__agent__service__pb2.ResumeRequest.SerializeToString,
+            vmagent_dot_v1_dot_vm__agent__service__pb2.ResumeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -537,6 +778,60 @@ class VmAgentService(object):
             '/vmagent.v1.VmAgentService/GetHost',
             vmagent_dot_v1_dot_vm__agent__service__pb2.GetHostRequest.SerializeToString,
             vmagent_dot_v1_dot_vm__agent__service__pb2.GetHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhoAmI(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmagent.v1.VmAgentService/WhoAmI',
+            vmagent_dot_v1_dot_vm__agent__service__pb2.WhoAmIRequest.SerializeToString,
+            vmagent_dot_v1_dot_vm__agent__service__pb2.WhoAmIResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmagent.v1.VmAgentService/ListAuditRecords',
+            vmagent_dot_v1_dot_vm__agent__service__pb2.ListAuditRecordsRequest.SerializeToString,
+            vmagent_dot_v1_dot_vm__agent__service__pb2.ListAuditRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

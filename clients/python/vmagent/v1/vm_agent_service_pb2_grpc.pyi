@@ -32,8 +32,23 @@ class VmAgentServiceStub:
     Every field named `vm` takes a UUID or a name of 1 to 255 bytes. A name means the present VM
     of that name; a VM that is gone is found by UUID, or by name if no present VM bears it.
 
-    Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`) or
-    `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
+    A caller whose roles hold for some VMs only sees no others: not in lists, watches, histories and
+    counts, and a call that names one ends as if it did not exist. Which VMs those are is decided by
+    the names they bear; of a history, by the names they bore. The transition by which a VM gives
+    up a name that the caller may see is the last that is shown of it, with its new name: whoever
+    keeps a mirror forgets the VM then, and a call that follows an operation on it ends with
+    `VM_NOT_FOUND`. Revisions count all VMs of the host, and so do starts that are under way or wait
+    and `Operation.queue_place`: how busy the host is decides when a start's turn comes.
+
+    `ROLE_OPERATOR` is needed for what changes a VM, `ROLE_ADMIN` for audit records and channelz,
+    none for WhoAmI, `ROLE_VIEWER` for all else, health and reflection too. A call under way ends
+    when its caller's roles change: with `PERMISSION_DENIED` (`ROLE_DENIED`) if he may not make it
+    any more, with `ABORTED` (`ACCESS_CHANGED`) if he may see other VMs by now; or, where the call
+    changes a VM, may change others. An operation that was accepted goes on.
+
+    Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`),
+    `UNAUTHENTICATED` (`CALLER_UNKNOWN`), `PERMISSION_DENIED` (`ROLE_DENIED`), `RESOURCE_EXHAUSTED`
+    (`LIMIT_REACHED`) or `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
     `ErrorReason`.
     """
 
@@ -58,15 +73,45 @@ class VmAgentServiceStub:
     Stop: _grpc.UnaryStreamMultiCallable[_vm_agent_service_pb2.StopRequest, _vm_agent_service_pb2.StopResponse]
     """Stops one VM and streams the operation until it ends.
 
-    Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is off, or known and gone. Ending
+    Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is off, or known and gone. It is for
+    the boot of the VM that there is: one that ended and was started anew is left alone. Ending
     the call does not end the operation. The final message is sent after its outcome is
     committed; an operation that failed then ends the call with its status.
     Errors: `NOT_FOUND` (`VM_NOT_FOUND`: never heard of), `FAILED_PRECONDITION` (`VM_PAUSED`,
     `VM_SLEEPING`, `VM_CRASHED`, `VM_STATE`, `NO_SHUTDOWN_METHOD`, `LIBVIRT_REFUSED`),
     `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`: the VM is still active; `FORCE_TIMED_OUT`), `ABORTED`
-    (`OPERATION_IN_PROGRESS`, `OPERATION_CANCELLED`, `LIBVIRT_BUSY`), `ALREADY_EXISTS`
-    (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`,
+    (`OPERATION_IN_PROGRESS`, `OPERATION_CANCELLED`, `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`),
+    `ALREADY_EXISTS` (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`,
     `JOURNAL_UNWRITABLE`).
+    """
+    Reboot: _grpc.UnaryStreamMultiCallable[_vm_agent_service_pb2.RebootRequest, _vm_agent_service_pb2.RebootResponse]
+    """Reboots the guest of one VM within its hypervisor process, and streams the operation until
+    it ends.
+
+    Ending the call does not end the operation. The final message is sent after its outcome is
+    committed; an operation that failed then ends the call with its status.
+    Errors: `NOT_FOUND` (`VM_NOT_FOUND`), `FAILED_PRECONDITION` (`VM_PAUSED`, `VM_SLEEPING`,
+    `VM_CRASHED`, `VM_STATE`: it is off, or went off instead; `NO_SHUTDOWN_METHOD`,
+    `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`), `ABORTED`
+    (`OPERATION_IN_PROGRESS`, `CANCELLED_BY_STOP`, `OPERATION_CANCELLED`,
+    `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`), `ALREADY_EXISTS` (`REQUEST_ID_REUSED`),
+    `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`).
+    """
+    Pause: _grpc.UnaryStreamMultiCallable[_vm_agent_service_pb2.PauseRequest, _vm_agent_service_pb2.PauseResponse]
+    """Pauses one VM: its guest gets no CPU until it is resumed. Streams the operation until it
+    ends, as Reboot does.
+
+    Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is paused.
+    Errors: `NOT_FOUND` (`VM_NOT_FOUND`), `FAILED_PRECONDITION` (`VM_SLEEPING`, `VM_CRASHED`,
+    `VM_STATE`, `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`OPERATION_TIMED_OUT`), `ABORTED`,
+    `ALREADY_EXISTS`, `UNAVAILABLE` as Reboot.
+    """
+    Resume: _grpc.UnaryStreamMultiCallable[_vm_agent_service_pb2.ResumeRequest, _vm_agent_service_pb2.ResumeResponse]
+    """Resumes one VM that is paused, or wakes up one that sleeps. Streams the operation until it
+    ends, as Reboot does.
+
+    Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM runs.
+    Errors: as Pause.
     """
     WatchStatus: _grpc.UnaryStreamMultiCallable[_vm_agent_service_pb2.WatchStatusRequest, _vm_agent_service_pb2.WatchStatusResponse]
     """Streams a snapshot of the VMs, then every transition, with heartbeats.
@@ -74,7 +119,10 @@ class VmAgentServiceStub:
     With `resume` there is no snapshot: the stream goes on after that revision. Every transition
     arrives once, in order, after it was committed.
     Errors: `OUT_OF_RANGE` (`REVISION_COMPACTED`), `FAILED_PRECONDITION` (`JOURNAL_REPLACED`),
-    `RESOURCE_EXHAUSTED` (`WATCHER_TOO_SLOW`).
+    `RESOURCE_EXHAUSTED` (`WATCHER_TOO_SLOW`): the client left unread what it was sent, by default
+    for 30 s. It finds that status, with the revision to resume after, behind what it was sent. A
+    client on the host itself that does not take even that for as long again loses its connection
+    (`UNAVAILABLE`, without a reason).
     """
     GetVm: _grpc.UnaryUnaryMultiCallable[_vm_agent_service_pb2.GetVmRequest, _vm_agent_service_pb2.GetVmResponse]
     """Returns one VM.
@@ -91,13 +139,25 @@ class VmAgentServiceStub:
     Errors: `NOT_FOUND` (`OPERATION_NOT_FOUND`).
     """
     ListOperations: _grpc.UnaryUnaryMultiCallable[_vm_agent_service_pb2.ListOperationsRequest, _vm_agent_service_pb2.ListOperationsResponse]
-    """Returns operations, newest first."""
+    """Returns operations, newest first: by `accept_time`, then `operation_id`.
+    Errors: `NOT_FOUND` (`VM_NOT_FOUND`).
+    """
     CancelOperation: _grpc.UnaryUnaryMultiCallable[_vm_agent_service_pb2.CancelOperationRequest, _vm_agent_service_pb2.CancelOperationResponse]
-    """Cancels an operation that is not over. The VM is left as it is.
-    Errors: `NOT_FOUND` (`OPERATION_NOT_FOUND`).
+    """Cancels an operation that is not over. The VM is left as it is: what libvirt or the guest was
+    asked for may still come.
+
+    Returns once the operation's end is committed. One that was over already is returned as it is.
+    Errors: `NOT_FOUND` (`OPERATION_NOT_FOUND`), `UNAVAILABLE` (`JOURNAL_UNWRITABLE`;
+    `LIBVIRT_UNREACHABLE`: an earlier daemon left it open, and this one was blind ever since).
     """
     GetHost: _grpc.UnaryUnaryMultiCallable[_vm_agent_service_pb2.GetHostRequest, _vm_agent_service_pb2.GetHostResponse]
     """Returns the host: its link to libvirt, its journal, its versions, its capacity."""
+    WhoAmI: _grpc.UnaryUnaryMultiCallable[_vm_agent_service_pb2.WhoAmIRequest, _vm_agent_service_pb2.WhoAmIResponse]
+    """Returns the caller as the daemon knows it, and what it may do."""
+    ListAuditRecords: _grpc.UnaryUnaryMultiCallable[_vm_agent_service_pb2.ListAuditRecordsRequest, _vm_agent_service_pb2.ListAuditRecordsResponse]
+    """Returns audit records, newest first. For the role `ROLE_ADMIN`, for all VMs.
+    Errors: `PERMISSION_DENIED` (`ROLE_DENIED`).
+    """
 
 @_typing.type_check_only
 class VmAgentServiceAsyncStub(VmAgentServiceStub):
@@ -106,8 +166,23 @@ class VmAgentServiceAsyncStub(VmAgentServiceStub):
     Every field named `vm` takes a UUID or a name of 1 to 255 bytes. A name means the present VM
     of that name; a VM that is gone is found by UUID, or by name if no present VM bears it.
 
-    Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`) or
-    `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
+    A caller whose roles hold for some VMs only sees no others: not in lists, watches, histories and
+    counts, and a call that names one ends as if it did not exist. Which VMs those are is decided by
+    the names they bear; of a history, by the names they bore. The transition by which a VM gives
+    up a name that the caller may see is the last that is shown of it, with its new name: whoever
+    keeps a mirror forgets the VM then, and a call that follows an operation on it ends with
+    `VM_NOT_FOUND`. Revisions count all VMs of the host, and so do starts that are under way or wait
+    and `Operation.queue_place`: how busy the host is decides when a start's turn comes.
+
+    `ROLE_OPERATOR` is needed for what changes a VM, `ROLE_ADMIN` for audit records and channelz,
+    none for WhoAmI, `ROLE_VIEWER` for all else, health and reflection too. A call under way ends
+    when its caller's roles change: with `PERMISSION_DENIED` (`ROLE_DENIED`) if he may not make it
+    any more, with `ABORTED` (`ACCESS_CHANGED`) if he may see other VMs by now; or, where the call
+    changes a VM, may change others. An operation that was accepted goes on.
+
+    Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`),
+    `UNAUTHENTICATED` (`CALLER_UNKNOWN`), `PERMISSION_DENIED` (`ROLE_DENIED`), `RESOURCE_EXHAUSTED`
+    (`LIMIT_REACHED`) or `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
     `ErrorReason`.
     """
 
@@ -129,15 +204,45 @@ class VmAgentServiceAsyncStub(VmAgentServiceStub):
     Stop: _aio.UnaryStreamMultiCallable[_vm_agent_service_pb2.StopRequest, _vm_agent_service_pb2.StopResponse]  # type: ignore[assignment]
     """Stops one VM and streams the operation until it ends.
 
-    Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is off, or known and gone. Ending
+    Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is off, or known and gone. It is for
+    the boot of the VM that there is: one that ended and was started anew is left alone. Ending
     the call does not end the operation. The final message is sent after its outcome is
     committed; an operation that failed then ends the call with its status.
     Errors: `NOT_FOUND` (`VM_NOT_FOUND`: never heard of), `FAILED_PRECONDITION` (`VM_PAUSED`,
     `VM_SLEEPING`, `VM_CRASHED`, `VM_STATE`, `NO_SHUTDOWN_METHOD`, `LIBVIRT_REFUSED`),
     `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`: the VM is still active; `FORCE_TIMED_OUT`), `ABORTED`
-    (`OPERATION_IN_PROGRESS`, `OPERATION_CANCELLED`, `LIBVIRT_BUSY`), `ALREADY_EXISTS`
-    (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`,
+    (`OPERATION_IN_PROGRESS`, `OPERATION_CANCELLED`, `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`),
+    `ALREADY_EXISTS` (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`,
     `JOURNAL_UNWRITABLE`).
+    """
+    Reboot: _aio.UnaryStreamMultiCallable[_vm_agent_service_pb2.RebootRequest, _vm_agent_service_pb2.RebootResponse]  # type: ignore[assignment]
+    """Reboots the guest of one VM within its hypervisor process, and streams the operation until
+    it ends.
+
+    Ending the call does not end the operation. The final message is sent after its outcome is
+    committed; an operation that failed then ends the call with its status.
+    Errors: `NOT_FOUND` (`VM_NOT_FOUND`), `FAILED_PRECONDITION` (`VM_PAUSED`, `VM_SLEEPING`,
+    `VM_CRASHED`, `VM_STATE`: it is off, or went off instead; `NO_SHUTDOWN_METHOD`,
+    `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`), `ABORTED`
+    (`OPERATION_IN_PROGRESS`, `CANCELLED_BY_STOP`, `OPERATION_CANCELLED`,
+    `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`), `ALREADY_EXISTS` (`REQUEST_ID_REUSED`),
+    `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`).
+    """
+    Pause: _aio.UnaryStreamMultiCallable[_vm_agent_service_pb2.PauseRequest, _vm_agent_service_pb2.PauseResponse]  # type: ignore[assignment]
+    """Pauses one VM: its guest gets no CPU until it is resumed. Streams the operation until it
+    ends, as Reboot does.
+
+    Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is paused.
+    Errors: `NOT_FOUND` (`VM_NOT_FOUND`), `FAILED_PRECONDITION` (`VM_SLEEPING`, `VM_CRASHED`,
+    `VM_STATE`, `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`OPERATION_TIMED_OUT`), `ABORTED`,
+    `ALREADY_EXISTS`, `UNAVAILABLE` as Reboot.
+    """
+    Resume: _aio.UnaryStreamMultiCallable[_vm_agent_service_pb2.ResumeRequest, _vm_agent_service_pb2.ResumeResponse]  # type: ignore[assignment]
+    """Resumes one VM that is paused, or wakes up one that sleeps. Streams the operation until it
+    ends, as Reboot does.
+
+    Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM runs.
+    Errors: as Pause.
     """
     WatchStatus: _aio.UnaryStreamMultiCallable[_vm_agent_service_pb2.WatchStatusRequest, _vm_agent_service_pb2.WatchStatusResponse]  # type: ignore[assignment]
     """Streams a snapshot of the VMs, then every transition, with heartbeats.
@@ -145,7 +250,10 @@ class VmAgentServiceAsyncStub(VmAgentServiceStub):
     With `resume` there is no snapshot: the stream goes on after that revision. Every transition
     arrives once, in order, after it was committed.
     Errors: `OUT_OF_RANGE` (`REVISION_COMPACTED`), `FAILED_PRECONDITION` (`JOURNAL_REPLACED`),
-    `RESOURCE_EXHAUSTED` (`WATCHER_TOO_SLOW`).
+    `RESOURCE_EXHAUSTED` (`WATCHER_TOO_SLOW`): the client left unread what it was sent, by default
+    for 30 s. It finds that status, with the revision to resume after, behind what it was sent. A
+    client on the host itself that does not take even that for as long again loses its connection
+    (`UNAVAILABLE`, without a reason).
     """
     GetVm: _aio.UnaryUnaryMultiCallable[_vm_agent_service_pb2.GetVmRequest, _vm_agent_service_pb2.GetVmResponse]  # type: ignore[assignment]
     """Returns one VM.
@@ -162,13 +270,25 @@ class VmAgentServiceAsyncStub(VmAgentServiceStub):
     Errors: `NOT_FOUND` (`OPERATION_NOT_FOUND`).
     """
     ListOperations: _aio.UnaryUnaryMultiCallable[_vm_agent_service_pb2.ListOperationsRequest, _vm_agent_service_pb2.ListOperationsResponse]  # type: ignore[assignment]
-    """Returns operations, newest first."""
+    """Returns operations, newest first: by `accept_time`, then `operation_id`.
+    Errors: `NOT_FOUND` (`VM_NOT_FOUND`).
+    """
     CancelOperation: _aio.UnaryUnaryMultiCallable[_vm_agent_service_pb2.CancelOperationRequest, _vm_agent_service_pb2.CancelOperationResponse]  # type: ignore[assignment]
-    """Cancels an operation that is not over. The VM is left as it is.
-    Errors: `NOT_FOUND` (`OPERATION_NOT_FOUND`).
+    """Cancels an operation that is not over. The VM is left as it is: what libvirt or the guest was
+    asked for may still come.
+
+    Returns once the operation's end is committed. One that was over already is returned as it is.
+    Errors: `NOT_FOUND` (`OPERATION_NOT_FOUND`), `UNAVAILABLE` (`JOURNAL_UNWRITABLE`;
+    `LIBVIRT_UNREACHABLE`: an earlier daemon left it open, and this one was blind ever since).
     """
     GetHost: _aio.UnaryUnaryMultiCallable[_vm_agent_service_pb2.GetHostRequest, _vm_agent_service_pb2.GetHostResponse]  # type: ignore[assignment]
     """Returns the host: its link to libvirt, its journal, its versions, its capacity."""
+    WhoAmI: _aio.UnaryUnaryMultiCallable[_vm_agent_service_pb2.WhoAmIRequest, _vm_agent_service_pb2.WhoAmIResponse]  # type: ignore[assignment]
+    """Returns the caller as the daemon knows it, and what it may do."""
+    ListAuditRecords: _aio.UnaryUnaryMultiCallable[_vm_agent_service_pb2.ListAuditRecordsRequest, _vm_agent_service_pb2.ListAuditRecordsResponse]  # type: ignore[assignment]
+    """Returns audit records, newest first. For the role `ROLE_ADMIN`, for all VMs.
+    Errors: `PERMISSION_DENIED` (`ROLE_DENIED`).
+    """
 
 class VmAgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Starts, stops and watches the VMs of one host.
@@ -176,8 +296,23 @@ class VmAgentServiceServicer(metaclass=_abc_1.ABCMeta):
     Every field named `vm` takes a UUID or a name of 1 to 255 bytes. A name means the present VM
     of that name; a VM that is gone is found by UUID, or by name if no present VM bears it.
 
-    Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`) or
-    `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
+    A caller whose roles hold for some VMs only sees no others: not in lists, watches, histories and
+    counts, and a call that names one ends as if it did not exist. Which VMs those are is decided by
+    the names they bear; of a history, by the names they bore. The transition by which a VM gives
+    up a name that the caller may see is the last that is shown of it, with its new name: whoever
+    keeps a mirror forgets the VM then, and a call that follows an operation on it ends with
+    `VM_NOT_FOUND`. Revisions count all VMs of the host, and so do starts that are under way or wait
+    and `Operation.queue_place`: how busy the host is decides when a start's turn comes.
+
+    `ROLE_OPERATOR` is needed for what changes a VM, `ROLE_ADMIN` for audit records and channelz,
+    none for WhoAmI, `ROLE_VIEWER` for all else, health and reflection too. A call under way ends
+    when its caller's roles change: with `PERMISSION_DENIED` (`ROLE_DENIED`) if he may not make it
+    any more, with `ABORTED` (`ACCESS_CHANGED`) if he may see other VMs by now; or, where the call
+    changes a VM, may change others. An operation that was accepted goes on.
+
+    Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`),
+    `UNAUTHENTICATED` (`CALLER_UNKNOWN`), `PERMISSION_DENIED` (`ROLE_DENIED`), `RESOURCE_EXHAUSTED`
+    (`LIMIT_REACHED`) or `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
     `ErrorReason`.
     """
 
@@ -209,15 +344,63 @@ class VmAgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_vm_agent_service_pb2.StopResponse], _abc.AsyncIterator[_vm_agent_service_pb2.StopResponse]]:
         """Stops one VM and streams the operation until it ends.
 
-        Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is off, or known and gone. Ending
+        Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is off, or known and gone. It is for
+        the boot of the VM that there is: one that ended and was started anew is left alone. Ending
         the call does not end the operation. The final message is sent after its outcome is
         committed; an operation that failed then ends the call with its status.
         Errors: `NOT_FOUND` (`VM_NOT_FOUND`: never heard of), `FAILED_PRECONDITION` (`VM_PAUSED`,
         `VM_SLEEPING`, `VM_CRASHED`, `VM_STATE`, `NO_SHUTDOWN_METHOD`, `LIBVIRT_REFUSED`),
         `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`: the VM is still active; `FORCE_TIMED_OUT`), `ABORTED`
-        (`OPERATION_IN_PROGRESS`, `OPERATION_CANCELLED`, `LIBVIRT_BUSY`), `ALREADY_EXISTS`
-        (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`,
+        (`OPERATION_IN_PROGRESS`, `OPERATION_CANCELLED`, `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`),
+        `ALREADY_EXISTS` (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`,
         `JOURNAL_UNWRITABLE`).
+        """
+
+    @_abc_1.abstractmethod
+    def Reboot(
+        self,
+        request: _vm_agent_service_pb2.RebootRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_vm_agent_service_pb2.RebootResponse], _abc.AsyncIterator[_vm_agent_service_pb2.RebootResponse]]:
+        """Reboots the guest of one VM within its hypervisor process, and streams the operation until
+        it ends.
+
+        Ending the call does not end the operation. The final message is sent after its outcome is
+        committed; an operation that failed then ends the call with its status.
+        Errors: `NOT_FOUND` (`VM_NOT_FOUND`), `FAILED_PRECONDITION` (`VM_PAUSED`, `VM_SLEEPING`,
+        `VM_CRASHED`, `VM_STATE`: it is off, or went off instead; `NO_SHUTDOWN_METHOD`,
+        `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`), `ABORTED`
+        (`OPERATION_IN_PROGRESS`, `CANCELLED_BY_STOP`, `OPERATION_CANCELLED`,
+        `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`), `ALREADY_EXISTS` (`REQUEST_ID_REUSED`),
+        `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`).
+        """
+
+    @_abc_1.abstractmethod
+    def Pause(
+        self,
+        request: _vm_agent_service_pb2.PauseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_vm_agent_service_pb2.PauseResponse], _abc.AsyncIterator[_vm_agent_service_pb2.PauseResponse]]:
+        """Pauses one VM: its guest gets no CPU until it is resumed. Streams the operation until it
+        ends, as Reboot does.
+
+        Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is paused.
+        Errors: `NOT_FOUND` (`VM_NOT_FOUND`), `FAILED_PRECONDITION` (`VM_SLEEPING`, `VM_CRASHED`,
+        `VM_STATE`, `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`OPERATION_TIMED_OUT`), `ABORTED`,
+        `ALREADY_EXISTS`, `UNAVAILABLE` as Reboot.
+        """
+
+    @_abc_1.abstractmethod
+    def Resume(
+        self,
+        request: _vm_agent_service_pb2.ResumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_vm_agent_service_pb2.ResumeResponse], _abc.AsyncIterator[_vm_agent_service_pb2.ResumeResponse]]:
+        """Resumes one VM that is paused, or wakes up one that sleeps. Streams the operation until it
+        ends, as Reboot does.
+
+        Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM runs.
+        Errors: as Pause.
         """
 
     @_abc_1.abstractmethod
@@ -231,7 +414,10 @@ class VmAgentServiceServicer(metaclass=_abc_1.ABCMeta):
         With `resume` there is no snapshot: the stream goes on after that revision. Every transition
         arrives once, in order, after it was committed.
         Errors: `OUT_OF_RANGE` (`REVISION_COMPACTED`), `FAILED_PRECONDITION` (`JOURNAL_REPLACED`),
-        `RESOURCE_EXHAUSTED` (`WATCHER_TOO_SLOW`).
+        `RESOURCE_EXHAUSTED` (`WATCHER_TOO_SLOW`): the client left unread what it was sent, by default
+        for 30 s. It finds that status, with the revision to resume after, behind what it was sent. A
+        client on the host itself that does not take even that for as long again loses its connection
+        (`UNAVAILABLE`, without a reason).
         """
 
     @_abc_1.abstractmethod
@@ -278,7 +464,9 @@ class VmAgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_agent_service_pb2.ListOperationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_agent_service_pb2.ListOperationsResponse, _abc.Awaitable[_vm_agent_service_pb2.ListOperationsResponse]]:
-        """Returns operations, newest first."""
+        """Returns operations, newest first: by `accept_time`, then `operation_id`.
+        Errors: `NOT_FOUND` (`VM_NOT_FOUND`).
+        """
 
     @_abc_1.abstractmethod
     def CancelOperation(
@@ -286,8 +474,12 @@ class VmAgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_agent_service_pb2.CancelOperationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_agent_service_pb2.CancelOperationResponse, _abc.Awaitable[_vm_agent_service_pb2.CancelOperationResponse]]:
-        """Cancels an operation that is not over. The VM is left as it is.
-        Errors: `NOT_FOUND` (`OPERATION_NOT_FOUND`).
+        """Cancels an operation that is not over. The VM is left as it is: what libvirt or the guest was
+        asked for may still come.
+
+        Returns once the operation's end is committed. One that was over already is returned as it is.
+        Errors: `NOT_FOUND` (`OPERATION_NOT_FOUND`), `UNAVAILABLE` (`JOURNAL_UNWRITABLE`;
+        `LIBVIRT_UNREACHABLE`: an earlier daemon left it open, and this one was blind ever since).
         """
 
     @_abc_1.abstractmethod
@@ -297,5 +489,23 @@ class VmAgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vm_agent_service_pb2.GetHostResponse, _abc.Awaitable[_vm_agent_service_pb2.GetHostResponse]]:
         """Returns the host: its link to libvirt, its journal, its versions, its capacity."""
+
+    @_abc_1.abstractmethod
+    def WhoAmI(
+        self,
+        request: _vm_agent_service_pb2.WhoAmIRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_agent_service_pb2.WhoAmIResponse, _abc.Awaitable[_vm_agent_service_pb2.WhoAmIResponse]]:
+        """Returns the caller as the daemon knows it, and what it may do."""
+
+    @_abc_1.abstractmethod
+    def ListAuditRecords(
+        self,
+        request: _vm_agent_service_pb2.ListAuditRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_agent_service_pb2.ListAuditRecordsResponse, _abc.Awaitable[_vm_agent_service_pb2.ListAuditRecordsResponse]]:
+        """Returns audit records, newest first. For the role `ROLE_ADMIN`, for all VMs.
+        Errors: `PERMISSION_DENIED` (`ROLE_DENIED`).
+        """
 
 def add_VmAgentServiceServicer_to_server(servicer: VmAgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

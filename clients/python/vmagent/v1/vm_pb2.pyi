@@ -47,7 +47,9 @@ class _VmStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VmState.Value
     VM_STATE_MIGRATED_AWAY: _VmState.ValueType  # 10
     """The VM left for another host and runs there."""
     VM_STATE_GONE: _VmState.ValueType  # 11
-    """libvirt on this host does not know the VM any more."""
+    """libvirt on this host does not know the VM any more. It is told of as long as anything of its
+    history is kept; then it is `NOT_FOUND`, and may begin anew if it comes back.
+    """
     VM_STATE_UNRECOGNIZED: _VmState.ValueType  # 12
     """libvirt named a state this daemon does not know; see `Vm.raw_state`."""
 
@@ -79,7 +81,9 @@ VM_STATE_MIGRATING_IN: VmState.ValueType  # 9
 VM_STATE_MIGRATED_AWAY: VmState.ValueType  # 10
 """The VM left for another host and runs there."""
 VM_STATE_GONE: VmState.ValueType  # 11
-"""libvirt on this host does not know the VM any more."""
+"""libvirt on this host does not know the VM any more. It is told of as long as anything of its
+history is kept; then it is `NOT_FOUND`, and may begin anew if it comes back.
+"""
 VM_STATE_UNRECOGNIZED: VmState.ValueType  # 12
 """libvirt named a state this daemon does not know; see `Vm.raw_state`."""
 Global___VmState: _TypeAlias = VmState  # noqa: Y015
