@@ -7,21 +7,31 @@
     │   ├── VmPaused · VmSleeping · VmCrashed · VmMigratedAway · VmInState · NoShutdownMethod
     │   ├── OperationInProgress · RequestIdReused
     │   └── RevisionCompacted · JournalReplaced · WatcherTooSlow
+    ├── AccessError                 somebody may not do it, or not now
+    │   └── CallerUnknown · RoleDenied · AccessChanged · LimitReached
     ├── OperationEnded              an accepted operation did not succeed
-    │   └── StartFailed · StartTimedOut · GraceExpired · ForceTimedOut
-    │       CancelledByStop · OperationCancelled · OperationInterrupted
+    │   └── StartFailed · StartTimedOut · HostLimitReached · GraceExpired · ForceTimedOut
+    │       OperationTimedOut · CancelledByStop · OperationCancelled · OperationInterrupted
     ├── HypervisorError             libvirt refused, or could not be asked
     │   └── LibvirtUnreachable · OutcomeUnknown · LibvirtInvalidState · LibvirtBusy
     │       LibvirtDenied · LibvirtUnsupported · HostExhausted · LibvirtRefused
     ├── JournalUnwritable           nothing new can be promised
     ├── ShuttingDown                the daemon ends
     └── StartupError                the daemon cannot run; one line for the operator
-        └── ConfigError · SocketInUse · StateDirInUse · JournalUnusable
+        └── ConfigError · SocketInUse · MetricsUnavailable · StateDirInUse ·
+            JournalUnusable · TlsUnusable · ListenFailed
 
 An error builds its own sentence from its facts: what is, and what to do next. `facts` are the
 same facts by name, as text: they travel to clients and into the journal with a failed operation.
 """
 
+from vmagentd.errors.access import (
+    AccessChanged,
+    AccessError,
+    CallerUnknown,
+    LimitReached,
+    RoleDenied,
+)
 from vmagentd.errors.base import JournalUnwritable, ShuttingDown, VmagentdError, utc
 from vmagentd.errors.hypervisor import (
     HostExhausted,
@@ -38,9 +48,11 @@ from vmagentd.errors.operation import (
     CancelledByStop,
     ForceTimedOut,
     GraceExpired,
+    HostLimitReached,
     OperationCancelled,
     OperationEnded,
     OperationInterrupted,
+    OperationTimedOut,
     StartFailed,
     StartTimedOut,
 )
@@ -63,18 +75,27 @@ from vmagentd.errors.request import (
 )
 from vmagentd.errors.startup import (
     ConfigError,
+    ConfigProblem,
     JournalUnusable,
+    ListenFailed,
+    MetricsUnavailable,
     SocketInUse,
     StartupError,
     StateDirInUse,
+    TlsUnusable,
 )
 
 __all__ = [
+    "AccessChanged",
+    "AccessError",
+    "CallerUnknown",
     "CancelledByStop",
     "ConfigError",
+    "ConfigProblem",
     "ForceTimedOut",
     "GraceExpired",
     "HostExhausted",
+    "HostLimitReached",
     "HypervisorError",
     "InvalidField",
     "JournalReplaced",
@@ -86,22 +107,28 @@ __all__ = [
     "LibvirtRefused",
     "LibvirtUnreachable",
     "LibvirtUnsupported",
+    "LimitReached",
+    "ListenFailed",
+    "MetricsUnavailable",
     "NoShutdownMethod",
     "OperationCancelled",
     "OperationEnded",
     "OperationInProgress",
     "OperationInterrupted",
     "OperationNotFound",
+    "OperationTimedOut",
     "OutcomeUnknown",
     "RequestError",
     "RequestIdReused",
     "RevisionCompacted",
+    "RoleDenied",
     "ShuttingDown",
     "SocketInUse",
     "StartFailed",
     "StartTimedOut",
     "StartupError",
     "StateDirInUse",
+    "TlsUnusable",
     "VmCrashed",
     "VmInState",
     "VmMigratedAway",

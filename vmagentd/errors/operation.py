@@ -9,7 +9,7 @@ from vmagentd.errors.base import VmagentdError
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from vmagentd.model import OperationId, Vm, VmUuid
+    from vmagentd.model import OperationId, OperationVerb, Vm, VmUuid
 
 
 class OperationEnded(VmagentdError):
@@ -29,6 +29,22 @@ class StartFailed(OperationEnded):
         )
 
 
+class HostLimitReached(OperationEnded):
+    """The VMs of the host would use more than they may together."""
+
+    def __init__(self, vm: Vm, limit: str, *, allowed: int, wanted: int) -> None:
+        super().__init__(
+            f"VM {vm.name} ({vm.uuid}) is not started: with it there would be {wanted} {limit}, "
+            f"and this host may have {allowed}; stop another one, start it on another host, or "
+            "raise the limit in [host_limits]",
+            vm=vm.uuid,
+            subject="host",
+            limit=limit,
+            allowed=allowed,
+            wanted=wanted,
+        )
+
+
 class StartTimedOut(OperationEnded):
     """The VM was not up in time."""
 
@@ -43,13 +59,13 @@ class StartTimedOut(OperationEnded):
 
 
 class GraceExpired(OperationEnded):
-    """The guest did not shut down within the grace period; the VM was left alone."""
+    """The guest did not do what it was asked within the grace period; the VM was left alone."""
 
-    def __init__(self, vm: Vm, grace_period: timedelta) -> None:
+    def __init__(self, vm: Vm, verb: OperationVerb, grace_period: timedelta) -> None:
         super().__init__(
-            f"VM {vm.name} ({vm.uuid}) did not shut down within "
-            f"{grace_period.total_seconds():g} s and is still {vm.state}; "
-            "give it more time, or stop it by force",
+            f"{verb.lower()} of VM {vm.name} ({vm.uuid}): the guest did not do it within "
+            f"{grace_period.total_seconds():g} s, the VM is still {vm.state}; "
+            f"give it more time, or {verb.lower()} it by force",
             vm=vm.uuid,
             state=vm.state,
             grace_period_s=f"{grace_period.total_seconds():g}",
@@ -62,18 +78,31 @@ class ForceTimedOut(OperationEnded):
     def __init__(self, vm: Vm) -> None:
         super().__init__(
             f"VM {vm.name} ({vm.uuid}) was forced off but is still {vm.state}; its hypervisor "
-            "process hangs in the kernel: look at the host's storage",
+            "process may hang in the kernel: look at the host's storage, and at libvirt's log",
             vm=vm.uuid,
             state=vm.state,
         )
 
 
+class OperationTimedOut(OperationEnded):
+    """What was asked does not hold in time; it may still come."""
+
+    def __init__(self, vm: Vm, verb: OperationVerb, timeout: timedelta) -> None:
+        super().__init__(
+            f"{verb.lower()} of VM {vm.name} ({vm.uuid}): not done within "
+            f"{timeout.total_seconds():g} s, it is {vm.state}; watch it, it may still come",
+            vm=vm.uuid,
+            state=vm.state,
+            timeout_s=f"{timeout.total_seconds():g}",
+        )
+
+
 class CancelledByStop(OperationEnded):
-    """A Stop ended a Start that had not reached its end."""
+    """A Stop ended another operation that had not reached its end."""
 
     def __init__(self, vm: VmUuid, stop_id: OperationId) -> None:
         super().__init__(
-            f"VM {vm}: the start was cancelled by stop operation {stop_id}",
+            f"VM {vm}: the operation was cancelled by stop operation {stop_id}",
             vm=vm,
             operation_id=stop_id,
         )
@@ -82,20 +111,23 @@ class CancelledByStop(OperationEnded):
 class OperationCancelled(OperationEnded):
     """Somebody cancelled the operation; the VM was left as it was."""
 
-    def __init__(self, vm: VmUuid, operation_id: OperationId) -> None:
+    def __init__(self, vm: VmUuid, operation_id: OperationId, actor: str) -> None:
         super().__init__(
-            f"VM {vm}: operation {operation_id} was cancelled; the VM was left as it was",
+            f"VM {vm}: operation {operation_id} was cancelled by {actor}; the VM was left as it "
+            "is, and what libvirt or the guest was asked for may still come: watch it",
             vm=vm,
             operation_id=operation_id,
+            actor=actor,
         )
 
 
 class OperationInterrupted(OperationEnded):
-    """The daemon ended before libvirt was asked."""
+    """The daemon ended before libvirt was asked, or the VM was started anew meanwhile."""
 
-    def __init__(self, vm: VmUuid, operation_id: OperationId) -> None:
+    def __init__(self, vm: VmUuid, operation_id: OperationId, *, anew: bool = False) -> None:
+        what = "VM was started anew" if anew else "daemon ended"
         super().__init__(
-            f"VM {vm}: the daemon ended before operation {operation_id} took effect; ask again",
+            f"VM {vm}: the {what} before operation {operation_id} took effect; ask again",
             vm=vm,
             operation_id=operation_id,
         )

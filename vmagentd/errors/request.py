@@ -60,7 +60,8 @@ class _VmStateError(RequestError):
 
     def __init__(self, vm: Vm) -> None:
         super().__init__(
-            f"VM {vm.name} ({vm.uuid}) {self.advice.format(since=utc(vm.state_time))}",
+            f"VM {vm.name} ({vm.uuid}) "
+            + self.advice.format(state=vm.state, since=utc(vm.state_time)),
             vm=vm.uuid,
             state=vm.state,
             since=utc(vm.state_time),
@@ -98,14 +99,16 @@ class VmMigratedAway(_VmStateError):
 class VmInState(_VmStateError):
     """The VM is in some other state in which this cannot be done."""
 
-    advice = "does not allow this in its present state (since {since}); look at it and ask again"
+    advice = "is {state} (since {since}), which does not allow this; look at it and ask again"
 
 
 class NoShutdownMethod(RequestError):
     """The guest cannot be asked to shut down."""
 
     def __init__(self, vm: VmUuid, why: str) -> None:
-        super().__init__(f"VM {vm} cannot be asked to shut down ({why}); stop it by force", vm=vm)
+        super().__init__(
+            f"VM {vm} cannot be asked to shut down or reboot ({why}); use force", vm=vm
+        )
 
 
 class OperationInProgress(RequestError):

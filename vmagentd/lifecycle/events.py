@@ -25,6 +25,7 @@ from vmagentd.model import (
     Event,
     EventKind,
     Operation,
+    OperationPhase,
     Reason,
     Source,
     TransitionKind,
@@ -99,7 +100,10 @@ EVENTS: Mapping[EventKind, Mapping[Standing, To]] = MappingProxyType({
         VmState.STARTING, Reason.REVERTED, _OFF, _COMING, _HELD
     ),
     EventKind.STARTED_WAKEUP: _row(VmState.RUNNING, Reason.WOKE_UP, _OFF, _HELD),
-    EventKind.SUSPENDED_PAUSED: _paused(Reason.PAUSED_BY_USER),
+    # not of a guest that is dead: libvirt can tell the pause after the panic that came after it
+    EventKind.SUSPENDED_PAUSED: _row(
+        VmState.PAUSED, Reason.PAUSED_BY_USER, _OFF, _COMING, _UP, _HELD, _ENDING
+    ),
     EventKind.SUSPENDED_MIGRATED: _paused(Reason.MIGRATING),
     EventKind.SUSPENDED_IOERROR: _paused(Reason.IO_ERROR),
     EventKind.SUSPENDED_WATCHDOG: _paused(Reason.WATCHDOG),
@@ -148,6 +152,9 @@ EVENTS: Mapping[EventKind, Mapping[Standing, To]] = MappingProxyType({
     # traces tell who, not what, see `trails`
     **dict.fromkeys(TRACES, _NOTHING),
 })  # fmt: skip
+
+# Phases of an operation in which the guest has been asked, or is being reset.
+_ASKED = frozenset({OperationPhase.SIGNALLED, OperationPhase.FORCING})
 
 # RUNNING for what reason, once a guest that was COMING for that reason runs.
 _ARRIVALS: Mapping[Reason, Reason] = MappingProxyType({
@@ -199,14 +206,14 @@ def on_event(
     if event.kind in _DEFINITION:
         return _on_definition_event(vm, event)
     another_run = vm is not None and _is_another_run(vm, event)
-    if another_run and event.kind in _ENDS:
+    if _is_of_ended_run(event, trail) or (another_run and event.kind in _ENDS):
         return Verdict(doubt=True)
     standing = _OFF if vm is None or another_run or not vm.active else STANDINGS[vm.state]
     if vm is not None and event.kind is EventKind.REBOOT and standing not in {_OFF, _DEAD}:
-        return _on_reboot(vm, event, trail)
+        return _on_reboot(vm, event, operation, trail)
     to = _target(vm, event, standing)
-    if to is None:  # nothing new, or, on a VM that is off, something that cannot be: look
-        return Verdict(doubt=standing is _OFF)
+    if to is None:  # nothing new, or, on a VM that is off or dead, what cannot be: look
+        return Verdict(doubt=standing in {_OFF, _DEAD})
     before = vm or _newborn(event)
     unrecognized = event.kind is EventKind.UNRECOGNIZED
     after = move(
@@ -230,6 +237,8 @@ def on_event(
             or before.state is VmState.GONE  # it may have come back with another size
             or after.name != event.name
             or not (after.active or after.persistent)  # gone, unless a look-up finds it
+            # a save that broke off while nobody listened may have left its image
+            or (event.kind in _STOPPED and not trail.whole)
         ),
     )
 
@@ -249,6 +258,15 @@ def _newborn(event: Event) -> Vm:
 
 def _is_another_run(vm: Vm, event: Event) -> bool:
     return vm.active and None not in {event.run_id, vm.run_id} and event.run_id != vm.run_id
+
+
+def _is_of_ended_run(event: Event, trail: Trail) -> bool:
+    """Whether *event* is older than the end of its process, which a faster query has seen.
+
+    The end itself is told all the same: its reason may be the better one.
+    """
+    known = event.run_id is not None and event.kind not in _STOPPED
+    return known and event.run_id == trail.ended_run_id
 
 
 def _differ(before: Vm, after: Vm) -> bool:
@@ -275,16 +293,20 @@ def _target(vm: Vm | None, event: Event, standing: Standing) -> To | None:
     return to
 
 
-def _on_reboot(vm: Vm, event: Event, trail: Trail) -> Verdict:
+def _on_reboot(vm: Vm, event: Event, operation: Operation | None, trail: Trail) -> Verdict:
     """A reboot leaves the state as it is; a running guest's reason tells of it."""
     since = abs(event.observe_time - vm.state_time)
+    by = who_reset(trail, operation)
     if vm.reason is Reason.REBOOTED and since < REBOOT_ECHO:
-        return Verdict()
+        # one that was just asked for is no echo of the one before
+        asked = by == trail.reset_by or (operation and operation.phase in _ASKED)
+        if by.operation_id in {None, vm.initiator.operation_id} or not asked:
+            return Verdict()
     running = vm.state is VmState.RUNNING
     after = replace(
         vm,
         reason=Reason.REBOOTED if running else vm.reason,
-        initiator=who_reset(trail) if running else vm.initiator,
+        initiator=by if running else vm.initiator,
         source=Source.EVENT,
         state_time=event.observe_time if running else vm.state_time,
         earliest_time=None,

@@ -10,13 +10,17 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from vmagentd.lifecycle.trails import NO_TRAIL, Trail, who_shut_down
+from vmagentd.lifecycle.trails import CALL_COUNTS, NO_TRAIL, GivenUp, Trail, who_shut_down
 from vmagentd.model import (
+    UNKNOWN_INITIATOR,
     Initiator,
     InitiatorKind,
     Operation,
     OperationPhase,
+    PauseParameters,
     Reason,
+    RebootParameters,
+    ResumeParameters,
     Source,
     StartParameters,
     StopMode,
@@ -90,8 +94,13 @@ _BY_START = frozenset({
     Reason.PAUSED_BY_USER,
     Reason.START_FAILED,
 })  # fmt: skip
+_BY_PAUSE = frozenset({Reason.PAUSED_BY_USER})
+_BY_RESUME = frozenset({Reason.UNPAUSED, Reason.WOKE_UP})
 _BY_STOP = frozenset({Reason.GUEST_SHUTDOWN, Reason.CLEAN_SHUTDOWN})
 _BY_FORCE = frozenset({Reason.HOST_TERMINATION, Reason.FORCED})
+
+# Phases in which libvirt was not asked for anything yet.
+_NOT_ASKED = frozenset({OperationPhase.ACCEPTED, OperationPhase.QUEUED})
 
 # What a host that goes down does to its VMs: libvirt-guests saves them, or asks the guests; the
 # service manager ends what is left.
@@ -162,7 +171,7 @@ def move(
         vm,
         state=to.state,
         reason=to.reason,
-        initiator=_initiator(vm, to, operation, trail, time),
+        initiator=_initiator(vm, to, operation, trail, time, boot=boot),
         source=source,
         state_time=time,
         earliest_time=earliest_time,
@@ -177,9 +186,11 @@ def move(
 
 
 def _initiator(
-    vm: Vm, to: To, operation: Operation | None, trail: Trail, time: datetime
+    vm: Vm, to: To, operation: Operation | None, trail: Trail, time: datetime, *, boot: bool
 ) -> Initiator:
-    if operation is not None and _explains(operation, to.reason):
+    if vm.state is VmState.STARTING and to.reason in _BY_START and not boot:
+        return vm.initiator  # whoever began that, though he may have taken his wish back since
+    if operation is not None and to.reason in _explained(operation):
         return Initiator(
             kind=InitiatorKind.CLIENT, actor=operation.actor, operation_id=operation.id
         )
@@ -189,18 +200,47 @@ def _initiator(
         return Initiator(kind=InitiatorKind.HOST_SHUTDOWN)
     if to.reason in _BY_STOP:
         return who_shut_down(trail, time=time)
-    return Initiator(kind=INITIATORS[to.reason])
+    # ours at last, or somebody else did the same since
+    open_question = any(_brings(each, to.reason, time=time) for each in trail.given_up)
+    return UNKNOWN_INITIATOR if open_question else Initiator(kind=INITIATORS[to.reason])
 
 
-def _explains(operation: Operation, reason: Reason) -> bool:
-    """Whether *operation* is why a VM gets into a state for *reason*.
+def give_up(
+    earlier: tuple[GivenUp, ...], operation: Operation, *, time: datetime
+) -> tuple[GivenUp, ...]:
+    """Return what may come yet once *operation*, as it was then, is given up at *time* too.
+
+    It stands for *earlier* ones that can bring no more than it can, so there are few at a time.
+    """
+    reasons = _explained(operation)
+    if not reasons:
+        return earlier
+    others = (each for each in earlier if not each.reasons <= reasons)
+    return (*others, GivenUp(reasons=reasons, time=time))
+
+
+def _brings(given_up: GivenUp, reason: Reason, *, time: datetime) -> bool:
+    """Whether what libvirt was asked for before that was *given_up* may come about at *time*."""
+    return reason in given_up.reasons and abs(time - given_up.time) <= CALL_COUNTS
+
+
+def _explained(operation: Operation) -> frozenset[Reason]:
+    """Return the reasons of states that a VM gets into because of *operation*.
 
     A guest that obeys our power button and one that shuts down by itself look the same in
-    libvirt; what tells them apart is the operation, which was committed before the press.
+    libvirt; what tells them apart is the operation, whose step was committed before the press.
     """
+    if operation.phase in _NOT_ASKED:
+        return frozenset()
     match operation.parameters:
         case StartParameters():
-            return reason in _BY_START
+            return _BY_START
         case StopParameters(mode=mode):
             forcing = mode is StopMode.FORCE or operation.phase is OperationPhase.FORCING
-            return reason in _BY_STOP or (forcing and reason in _BY_FORCE)
+            return _BY_STOP | _BY_FORCE if forcing else _BY_STOP
+        case RebootParameters():  # a guest that goes off instead has obeyed our power button
+            return _BY_STOP
+        case PauseParameters():
+            return _BY_PAUSE
+        case ResumeParameters():
+            return _BY_RESUME

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmagentd.lifecycle.moves import COARSER, Change, To, Verdict, move
+from vmagentd.lifecycle.trails import NO_TRAIL, Trail
 from vmagentd.model import (
     UNKNOWN_INITIATOR,
     InitiatorKind,
@@ -34,19 +35,30 @@ _ARRIVING = frozenset({VmState.STARTING, VmState.MIGRATING_IN})
 
 
 def on_sighting(
-    vm: Vm | None, seen: Sighting, *, time: datetime, source: Source, operation: Operation | None
+    vm: Vm | None,
+    seen: Sighting,
+    *,
+    time: datetime,
+    source: Source,
+    operation: Operation | None,
+    trail: Trail = NO_TRAIL,
 ) -> Verdict:
     """Return what having *seen* a VM at *time* makes of *vm*, None if it was never heard of."""
     if vm is None or vm.state is VmState.GONE:
+        before = vm or _newborn(seen, time)
         return Verdict(
-            changes=(_moved(vm or _newborn(seen, time), seen, time, source, operation),)
+            changes=(
+                _moved(before, seen, time=time, source=source, operation=operation, trail=trail),
+            )
         )
     changes = []
     defined = _defined(vm, seen)
-    if defined != vm:
+    if defined is not vm:
         changes.append(Change(kind=TransitionKind.DEFINITION, vm=defined))
     if _is_another_run(vm, seen) or _contradicts(vm, seen, starting=_is_start(operation)):
-        changes.append(_moved(defined, seen, time, source, operation))
+        changes.append(
+            _moved(defined, seen, time=time, source=source, operation=operation, trail=trail)
+        )
     last = changes[-1].vm if changes else vm
     if (last.unresponsive is None) != (seen.unresponsive is None):
         hung = replace(last, unresponsive=seen.unresponsive)
@@ -67,11 +79,11 @@ def on_absence(
     source: Source,
     operation: Operation | None,
     undefined: bool = False,
-) -> Verdict:
-    """Return what a successful query that did not find *vm* makes of it.
+) -> Verdict | None:
+    """Return what a successful query that did not find *vm* makes of it; None: it is not believed.
 
-    Nothing while a Start is in flight, unless the Start itself did not find it: between two calls
-    of whoever starts a VM, libvirt may not know it.
+    It is not while a Start is in flight, unless the Start itself did not find it: between two
+    calls of whoever starts a VM, libvirt may not know it.
 
     Args:
         vm: the VM before.
@@ -80,11 +92,12 @@ def on_absence(
         operation: what is being carried out on the VM.
         undefined: whether an event told that its definition was removed.
     """
-    starting = _is_start(operation)
-    if vm.state is VmState.GONE or (starting and source is not Source.OPERATION):
+    if vm.state is VmState.GONE:
         return Verdict()
+    if _is_start(operation) and source is not Source.OPERATION:
+        return None
     expected = not vm.active and not vm.persistent
-    earliest = None if expected else _last_certain(vm)
+    earliest = None if expected else _last_certain(vm, time)
     gone = move(
         replace(vm, persistent=False),
         To(VmState.GONE, Reason.UNDEFINED if expected else Reason.MISSING),
@@ -108,7 +121,7 @@ def on_host_boot(vm: Vm, *, time: datetime) -> Verdict:
     """
     if not vm.active:
         return Verdict()
-    earliest = _last_certain(vm)
+    earliest = _last_certain(vm, time)
     after = move(
         vm,
         To(VmState.STOPPED, Reason.HOST_REBOOTED),
@@ -136,6 +149,9 @@ def _newborn(seen: Sighting, time: datetime) -> Vm:
 
 
 def _defined(vm: Vm, seen: Sighting) -> Vm:
+    known = (vm.name, vm.persistent, vm.vcpus, vm.memory_bytes)
+    if known == (seen.name, seen.persistent, seen.vcpus, seen.memory_bytes):
+        return vm  # as nearly always: a copy for each VM is a third of what a survey costs
     return replace(
         vm,
         name=seen.name,
@@ -146,7 +162,13 @@ def _defined(vm: Vm, seen: Sighting) -> Vm:
 
 
 def _moved(
-    before: Vm, seen: Sighting, time: datetime, source: Source, operation: Operation | None
+    before: Vm,
+    seen: Sighting,
+    *,
+    time: datetime,
+    source: Source,
+    operation: Operation | None,
+    trail: Trail,
 ) -> Change:
     """Return the move to the state *seen*.
 
@@ -154,7 +176,7 @@ def _moved(
     libvirt has no event for.
     """
     known = before.revision and seen.state is not VmState.STARTING
-    earliest = _last_certain(before) if known else None
+    earliest = _last_certain(before, time) if known else None
     after = move(
         _defined(before, seen),
         To(seen.state, _reason(before, seen)),
@@ -163,6 +185,7 @@ def _moved(
         time=time,
         source=source,
         operation=operation,
+        trail=trail,
         earliest_time=earliest,
     )
     if after.initiator.kind is InitiatorKind.CLIENT:
@@ -187,13 +210,26 @@ def _is_another_run(vm: Vm, seen: Sighting) -> bool:
     return vm.active and seen.active and known and vm.run_id != seen.run_id
 
 
-def _last_certain(vm: Vm) -> datetime:
-    """Return the last time at which the record certainly was true."""
-    return max(vm.state_time, vm.verify_time or vm.state_time)
+def _last_certain(vm: Vm, time: datetime) -> datetime:
+    """Return the last time before *time* at which the record certainly was true.
+
+    That is *time* itself if the host's clock was set back since.
+    """
+    return min(max(vm.state_time, vm.verify_time or vm.state_time), time)
 
 
 def _is_start(operation: Operation | None) -> bool:
     return operation is not None and isinstance(operation.parameters, StartParameters)
+
+
+# Reasons to be paused while libvirt does something. A query that finds another one was later than
+# that; an event says one of these for longer.
+_JOBS = frozenset({
+    Reason.MIGRATING,
+    Reason.SAVING,
+    Reason.DUMPING,
+    Reason.SNAPSHOTTING,
+})  # fmt: skip
 
 
 def _contradicts(vm: Vm, seen: Sighting, *, starting: bool) -> bool:
@@ -209,7 +245,11 @@ def _contradicts(vm: Vm, seen: Sighting, *, starting: bool) -> bool:
     if Reason.UNKNOWN in {seen.reason, vm.reason}:
         return vm.reason is Reason.UNKNOWN and seen.reason is not Reason.UNKNOWN
     if seen.active:
-        # among reasons to run the event's is the better one; a pause may have a deeper reason
-        return vm.reason is Reason.PAUSED_BY_USER and seen.reason is not vm.reason
+        # Among reasons to run the event's is the better one; a pause may have a deeper reason. But
+        # MIGRATING is no such: an event tells of a guest that is paused for that, and without one
+        # it is what a VM shows that was saved paused, for as long as it is paused.
+        passing = vm.reason in _JOBS and vm.source is not Source.EVENT
+        deeper = vm.reason is Reason.PAUSED_BY_USER and seen.reason is not Reason.MIGRATING
+        return (passing or deeper) and seen.reason is not vm.reason
     # off for another reason than the one we know: it was up in between
     return seen.reason is not vm.reason and vm.reason not in COARSER.get(seen.reason, ())

@@ -17,6 +17,9 @@ from vmagentd.model import (
     OperationOutcome,
     OperationPhase,
     OperationStep,
+    Parameters,
+    RebootMode,
+    RebootParameters,
     StartError,
     StartParameters,
     StopMode,
@@ -34,16 +37,22 @@ _ENDS = frozenset(phase for phase in OperationPhase if phase.final)
 STEPS: Mapping[OperationPhase, frozenset[OperationPhase]] = MappingProxyType({
     OperationPhase.ACCEPTED: _ENDS
     | {
+        OperationPhase.QUEUED,
+        OperationPhase.APPLYING,
         OperationPhase.STARTING,
         OperationPhase.SIGNALLED,
         OperationPhase.WAITING,
         OperationPhase.FORCING,
     },
+    OperationPhase.QUEUED: _ENDS | {OperationPhase.STARTING},
+    # it goes on in the next daemon
+    OperationPhase.APPLYING: _ENDS | {OperationPhase.APPLYING, OperationPhase.WAITING},
     OperationPhase.STARTING: _ENDS | {OperationPhase.WAITING},
     OperationPhase.SIGNALLED: _ENDS
     | {OperationPhase.SIGNALLED, OperationPhase.WAITING, OperationPhase.FORCING},
-    # a Stop that waited, in a daemon that ended, presses again in the next one
-    OperationPhase.WAITING: _ENDS | {OperationPhase.SIGNALLED, OperationPhase.FORCING},
+    # what waited, in a daemon that ended, goes on in the next one
+    OperationPhase.WAITING: _ENDS
+    | {OperationPhase.SIGNALLED, OperationPhase.APPLYING, OperationPhase.FORCING},
     OperationPhase.FORCING: _ENDS | {OperationPhase.FORCING, OperationPhase.WAITING},
     **dict.fromkeys(_ENDS, frozenset()),
 })  # fmt: skip
@@ -58,23 +67,50 @@ class Meeting(Enum):
     REFUSE = auto()
 
 
-class _Kind(Enum):
+class Kind(Enum):
+    """Operations as far as it matters whom they meet."""
+
     START = auto()
     STOP = auto()
     FORCED_STOP = auto()
+    REBOOT = auto()
+    FORCED_REBOOT = auto()
+    PAUSE = auto()
+    RESUME = auto()
 
 
-# (under way, asked for)
-MEETINGS: Mapping[tuple[_Kind, _Kind], Meeting] = MappingProxyType({
-    (_Kind.START, _Kind.START): Meeting.JOIN,
-    (_Kind.START, _Kind.STOP): Meeting.CANCEL,
-    (_Kind.START, _Kind.FORCED_STOP): Meeting.CANCEL,
-    (_Kind.STOP, _Kind.START): Meeting.REFUSE,
-    (_Kind.STOP, _Kind.STOP): Meeting.JOIN,
-    (_Kind.STOP, _Kind.FORCED_STOP): Meeting.ESCALATE,
-    (_Kind.FORCED_STOP, _Kind.START): Meeting.REFUSE,
-    (_Kind.FORCED_STOP, _Kind.STOP): Meeting.JOIN,
-    (_Kind.FORCED_STOP, _Kind.FORCED_STOP): Meeting.JOIN,
+def _by_stops(**others: Meeting) -> dict[Kind, Meeting]:
+    """What comes of others while a thing is under way that any Stop ends, and all else waits for.
+
+    A wish that is taken back is no wish: who stops a VM need not wait for it to start, reboot,
+    pause or run on.
+    """
+    return {
+        **dict.fromkeys(Kind, Meeting.REFUSE),
+        Kind.STOP: Meeting.CANCEL,
+        Kind.FORCED_STOP: Meeting.CANCEL,
+        **{Kind[name]: meeting for name, meeting in others.items()},
+    }
+
+
+# Under way, then asked for. A Stop is never given up for something else: whoever asked for that
+# would be told of a VM that goes off the next moment.
+MEETINGS: Mapping[Kind, Mapping[Kind, Meeting]] = MappingProxyType({
+    Kind.START: _by_stops(START=Meeting.JOIN),
+    Kind.STOP: {
+        **dict.fromkeys(Kind, Meeting.REFUSE),
+        Kind.STOP: Meeting.JOIN,
+        Kind.FORCED_STOP: Meeting.ESCALATE,
+    },
+    Kind.FORCED_STOP: {
+        **dict.fromkeys(Kind, Meeting.REFUSE),
+        Kind.STOP: Meeting.JOIN,
+        Kind.FORCED_STOP: Meeting.JOIN,
+    },
+    Kind.REBOOT: _by_stops(REBOOT=Meeting.JOIN, FORCED_REBOOT=Meeting.ESCALATE),
+    Kind.FORCED_REBOOT: _by_stops(REBOOT=Meeting.JOIN, FORCED_REBOOT=Meeting.JOIN),
+    Kind.PAUSE: _by_stops(PAUSE=Meeting.JOIN),
+    Kind.RESUME: _by_stops(RESUME=Meeting.JOIN),
 })  # fmt: skip
 
 
@@ -82,19 +118,49 @@ class IllegalStep(AssertionError):
     """The daemon wanted to take a step that cannot be: a fault of its own."""
 
 
-def meeting(under_way: Operation, asked: StartParameters | StopParameters) -> Meeting:
+def meeting(under_way: Operation, asked: Parameters) -> Meeting:
     """Return what becomes of what is *asked* for while an operation is *under_way*."""
-    return MEETINGS[_kind(under_way.parameters), _kind(asked)]
+    return MEETINGS[kind(under_way.parameters)][kind(asked)]
 
 
-def _kind(parameters: StartParameters | StopParameters) -> _Kind:
+def kind(parameters: Parameters) -> Kind:
+    """Return what kind of operation these are the parameters of."""
+    return Kind[f"FORCED_{parameters.verb}" if is_forced(parameters) else parameters.verb]
+
+
+def is_forced(parameters: Parameters) -> bool:
+    """Whether the guest is not to be asked."""
     match parameters:
-        case StartParameters():
-            return _Kind.START
-        case StopParameters(mode=StopMode.FORCE):
-            return _Kind.FORCED_STOP
-        case StopParameters():
-            return _Kind.STOP
+        case StopParameters(mode=StopMode.FORCE) | RebootParameters(mode=RebootMode.FORCE):
+            return True
+        case _:
+            return False
+
+
+def meant_for(operation: Operation, vm: Vm) -> Operation:
+    """Return *operation*, from now on for the boot of its VM that *vm* tells of, if it is up."""
+    return replace(operation, incarnation=vm.incarnation) if vm.active else operation
+
+
+def joined(operation: Operation, vm: Vm, asked: Parameters) -> Operation:
+    """Return *operation* as it is once somebody has *asked* for the same of *vm* as it is now."""
+    escalated = operation.escalated or is_forced(asked)
+    return replace(meant_for(operation, vm), escalated=escalated)
+
+
+def still_joined(before: Operation, after: Operation) -> Operation:
+    """Return *after*, a later step of *before*, with all that was made of that by who joined it.
+
+    The step may have been on its way already, and know nothing of them.
+    """
+    boots = [boot for boot in (before.incarnation, after.incarnation) if boot is not None]
+    escalated = before.escalated or after.escalated
+    return replace(after, incarnation=max(boots, default=None), escalated=escalated)
+
+
+def is_outlived(operation: Operation, vm: Vm) -> bool:
+    """Whether its VM has had another boot since: one that nobody asked for *operation* on."""
+    return operation.incarnation not in {None, vm.incarnation}
 
 
 def step(operation: Operation, phase: OperationPhase, *, time: datetime) -> Operation:
@@ -141,16 +207,24 @@ def end(
 
 
 def on_operation(vm: Vm, operation: Operation, *, time: datetime) -> Change | None:
-    """Return what *operation*, as it stands, changes in *vm*: its acceptance and its end do."""
-    if operation.phase is OperationPhase.ACCEPTED:
-        changed = replace(vm, active_operation_id=operation.id)
-    elif operation.phase.final:
+    """Return what *operation*, as it stands, changes in *vm*: its acceptance and its end do.
+
+    It may be accepted together with its first step.
+    """
+    if operation.phase.final:
         changed = replace(
             vm, active_operation_id=None, last_start_error=_start_error(vm, operation, time)
         )
+    elif vm.active_operation_id != operation.id:
+        changed = replace(vm, active_operation_id=operation.id)
     else:
         return None
     return Change(kind=TransitionKind.OPERATION, vm=changed)
+
+
+def told_phase(operation: Operation) -> OperationPhase:
+    """Return the phase by which the transition that *operation* makes is told."""
+    return operation.phase if operation.phase.final else OperationPhase.ACCEPTED
 
 
 def _start_error(vm: Vm, operation: Operation, time: datetime) -> StartError | None:

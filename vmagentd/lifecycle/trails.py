@@ -10,22 +10,47 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from vmagentd.errors import (
+    ForceTimedOut,
+    LibvirtUnreachable,
+    OperationInterrupted,
+    OperationTimedOut,
+    OutcomeUnknown,
+    StartTimedOut,
+)
 from vmagentd.model import (
     UNKNOWN_INITIATOR,
     EventKind,
     Initiator,
     InitiatorKind,
-    StopParameters,
+    OperationPhase,
+    OperationVerb,
 )
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from vmagentd.model import Event, Operation
+    from vmagentd.model import Event, Operation, Reason
 
 # A guest that shuts down this long after its power button was pressed may have done so for any
 # reason. The slowest orderly shutdowns, those that install updates, are about this long.
 PRESS_COUNTS: Final = timedelta(minutes=10)
+
+# As long for what an operation that was given up had asked libvirt for.
+CALL_COUNTS: Final = timedelta(minutes=10)
+
+# How an operation fails before libvirt has answered.
+_UNANSWERED: Final = frozenset(
+    error.__name__
+    for error in (
+        ForceTimedOut,
+        LibvirtUnreachable,
+        OperationInterrupted,  # the daemon that asked has ended, libvirt goes on
+        OperationTimedOut,
+        OutcomeUnknown,
+        StartTimedOut,
+    )
+)  # fmt: skip
 
 # Events that leave a trail and change no state.
 TRACES: Final = frozenset({
@@ -36,8 +61,20 @@ TRACES: Final = frozenset({
     EventKind.RESET_BY_HOST,
 })  # fmt: skip
 
+# What presses the power button of a guest.
+_PRESSERS: Final = frozenset({OperationVerb.STOP, OperationVerb.REBOOT})
+
 _GUEST = Initiator(kind=InitiatorKind.GUEST)
 _OUT_OF_BAND = Initiator(kind=InitiatorKind.OUT_OF_BAND)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenUp:
+    """An operation of ours that ended too early to know what comes of it."""
+
+    # what it may bring yet
+    reasons: frozenset[Reason]
+    time: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +87,18 @@ class Trail:
     # who pressed the power button last, and when
     pressed_by: Initiator | None = None
     press_time: datetime | None = None
-    # when a Stop of ours ended and left the VM up: a press of its own may still reach the guest
-    stop_end_time: datetime | None = None
+    # when an operation of ours that asks the guest ended without it: its press may still count
+    press_end_time: datetime | None = None
     # the guest finished a shutdown, and its process has not ended or been reset since
     finished: bool = False
     # who reset the guest last
     reset_by: Initiator | None = None
+    # libvirt's number of the process before this one: what is still heard of that is old
+    ended_run_id: int | None = None
     # whether the host is going down: then it, or what it runs for that, stops its VMs
     host_going_down: bool = False
+    # not of one process: a Start that was given up may bring up the next one
+    given_up: tuple[GivenUp, ...] = ()
 
 
 NO_TRAIL: Final = Trail()
@@ -86,9 +127,18 @@ def follow(trail: Trail, event: Event, operation: Operation | None) -> Trail:
     return trail
 
 
-def after_stop(trail: Trail, *, time: datetime) -> Trail:
-    """Return *trail* after a Stop of ours ended at *time* and left the VM up."""
-    return replace(trail, stop_end_time=time)
+def after_operation(trail: Trail, operation: Operation, *, time: datetime) -> Trail:
+    """Return *trail* after *operation* ended at *time* and left the VM up."""
+    succeeded = operation.phase is OperationPhase.SUCCEEDED
+    asked = operation.verb in _PRESSERS and not succeeded
+    return replace(trail, press_end_time=time) if asked else trail
+
+
+def left_open(operation: Operation) -> bool:
+    """Whether *operation*, which has ended, may have asked libvirt for what is yet to come."""
+    failure = operation.failure
+    cancelled = operation.phase is OperationPhase.CANCELLED
+    return cancelled or (failure is not None and failure.error in _UNANSWERED)
 
 
 def who_shut_down(trail: Trail, *, time: datetime) -> Initiator:
@@ -99,17 +149,22 @@ def who_shut_down(trail: Trail, *, time: datetime) -> Initiator:
     return _GUEST if trail.whole and not trail.agent else UNKNOWN_INITIATOR
 
 
-def who_reset(trail: Trail) -> Initiator:
-    """Return who reset the guest last."""
+def who_reset(trail: Trail, operation: Operation | None) -> Initiator:
+    """Return who reset the guest last, while *operation* is under way."""
+    if operation is not None and operation.verb is OperationVerb.REBOOT:
+        # an agent resets its guest from inside: it looks like the guest's own wish
+        return _client(operation)
     return trail.reset_by or UNKNOWN_INITIATOR
 
 
+def _client(operation: Operation) -> Initiator:
+    return Initiator(kind=InitiatorKind.CLIENT, actor=operation.actor, operation_id=operation.id)
+
+
 def _presser(trail: Trail, event: Event, operation: Operation | None) -> Initiator:
-    if operation is not None and isinstance(operation.parameters, StopParameters):
-        return Initiator(
-            kind=InitiatorKind.CLIENT, actor=operation.actor, operation_id=operation.id
-        )
-    ended = trail.stop_end_time
+    if operation is not None and operation.verb in _PRESSERS:
+        return _client(operation)
+    ended = trail.press_end_time
     if ended is not None and abs(event.observe_time - ended) <= PRESS_COUNTS:
         return UNKNOWN_INITIATOR
     return _OUT_OF_BAND

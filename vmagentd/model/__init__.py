@@ -5,6 +5,17 @@ threads freely. Names of states, reasons and phases are those of the protobuf co
 their prefix. One vocabulary, so it is imported from one place: here.
 """
 
+from vmagentd.model.audit import AuditFilter, AuditKind, AuditRecord, Refusal
+from vmagentd.model.caller import (
+    Caller,
+    CallerOrigin,
+    Grant,
+    LocalPeer,
+    RemotePeer,
+    Role,
+    Rule,
+)
+from vmagentd.model.certificate import Denied, parse_denied
 from vmagentd.model.facts import (
     Event,
     EventKind,
@@ -18,15 +29,24 @@ from vmagentd.model.facts import (
 )
 from vmagentd.model.journal import BlindInterval, Cursor, HistoryFilter, Link
 from vmagentd.model.names import JournalId, OperationId, Revision, VmUuid
+from vmagentd.model.network import NetworkSettings, TlsFiles, TlsSettings
 from vmagentd.model.operation import (
+    BootTime,
     JoinedRequest,
     OnGraceExpired,
     Operation,
     OperationFailure,
+    OperationFilter,
     OperationOutcome,
     OperationPhase,
+    OperationPlace,
     OperationStep,
     OperationVerb,
+    Parameters,
+    PauseParameters,
+    RebootMode,
+    RebootParameters,
+    ResumeParameters,
     StartParameters,
     StopMode,
     StopParameters,
@@ -48,10 +68,18 @@ from vmagentd.model.vm import (
 
 __all__ = [
     "UNKNOWN_INITIATOR",
+    "AuditFilter",
+    "AuditKind",
+    "AuditRecord",
     "BlindInterval",
+    "BootTime",
+    "Caller",
+    "CallerOrigin",
     "Cursor",
+    "Denied",
     "Event",
     "EventKind",
+    "Grant",
     "HistoryFilter",
     "HostBooted",
     "HostGoingDown",
@@ -62,18 +90,31 @@ __all__ = [
     "JournalId",
     "Link",
     "LinkLost",
+    "LocalPeer",
+    "NetworkSettings",
     "OnGraceExpired",
     "Operation",
     "OperationFailure",
+    "OperationFilter",
     "OperationId",
     "OperationOutcome",
     "OperationPhase",
+    "OperationPlace",
     "OperationStep",
     "OperationVerb",
+    "Parameters",
+    "PauseParameters",
     "Query",
     "RawPair",
     "Reason",
+    "RebootMode",
+    "RebootParameters",
+    "Refusal",
+    "RemotePeer",
+    "ResumeParameters",
     "Revision",
+    "Role",
+    "Rule",
     "Sighting",
     "Source",
     "StartError",
@@ -81,10 +122,13 @@ __all__ = [
     "StopMode",
     "StopParameters",
     "Survey",
+    "TlsFiles",
+    "TlsSettings",
     "Transition",
     "TransitionKind",
     "Unresponsive",
     "Vm",
     "VmState",
     "VmUuid",
+    "parse_denied",
 ]

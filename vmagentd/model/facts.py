@@ -108,7 +108,10 @@ class Survey:
     sightings: tuple[Sighting, ...]
     # VMs that are there and could not be read: neither seen nor missing
     unreadable: tuple[VmUuid, ...] = ()
-    # number of the last event taken before the query began
+    # counts the surveys and queries of this process as they begin, from 1: of two answers on a VM
+    # the one that began first may be older
+    number: int
+    # number of the last event taken before it began
     after_event: int
     begin_time: datetime
     # number of the link that it went through
@@ -123,6 +126,8 @@ class Query:
 
     vm: VmUuid
     sighting: Sighting | None
+    # both as in `Survey`
+    number: int
     after_event: int
     begin_time: datetime
     # why it was asked: OPERATION if an operation did, else SURVEY

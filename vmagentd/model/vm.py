@@ -178,6 +178,9 @@ class Transition:
     kind: TransitionKind
     vm: Vm
     previous_state: VmState | None
+    # set if it changed the name. For ourselves: whoever sees one of both names is shown this
+    # transition, and may not see the other
+    previous_name: str | None = None
     time: datetime
     source: Source
     # set = late: it happened between this time and `time`
