@@ -1,7 +1,8 @@
 """Facts that wait for the disk.
 
 Kept in order up to a bound. Of what comes after it a VM's events are folded into one doubt: once
-the disk is back libvirt is asked about that VM, and the difference is recorded, late. All other
+the disk is back libvirt is asked about that VM, and the difference is recorded, late. Refusals
+beyond a bound of their own are only counted. What tells the same again is not kept. All other
 facts have somebody who waits for them, and so their own bound.
 """
 
@@ -11,17 +12,18 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from vmagentd.model import Event, LinkLost
+from vmagentd.model import Event, HostGoingDown, LinkLost, Refusal
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator
 
-    from vmagentd.journal.fold import Fact
+    from vmagentd.journal.batch import Fact
     from vmagentd.model import VmUuid
 
 # About half a KiB each.
 MAX_EVENTS: Final = 10_000
+MAX_REFUSALS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ class Backlog:
         self._events = 0
         # VMs whose later events were dropped: none of them is kept after the first
         self.doubts: set[VmUuid] = set()
+        self._refusals = 0
+        # how many could not be kept
+        self.lost_refusals = 0
+        # as the last one told that was kept
+        self._going_down: bool | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -60,6 +67,15 @@ class Backlog:
                 return
             case Event():
                 self._events += 1
+            case Refusal() if self._refusals >= MAX_REFUSALS:
+                self.lost_refusals += 1
+                return
+            case Refusal():
+                self._refusals += 1
+            case HostGoingDown(going_down=going_down) if going_down is self._going_down:
+                return
+            case HostGoingDown(going_down=going_down):
+                self._going_down = going_down
             case LinkLost() as lost if entry.done is None and self._merges(lost):
                 return
             case _:
@@ -73,8 +89,9 @@ class Backlog:
     def remove(self, count: int) -> None:
         """Forget the first *count* entries: they are committed."""
         for _ in range(count):
-            if isinstance(self._entries.popleft().fact, Event):
-                self._events -= 1
+            fact = self._entries.popleft().fact
+            self._events -= isinstance(fact, Event)
+            self._refusals -= isinstance(fact, Refusal)
 
     def _merges(self, lost: LinkLost) -> bool:
         """Fold *lost* into another loss right before it: one blind time has one beginning."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 
+from vmagentd import messages
 from vmagentd.errors import JournalUnusable, StateDirInUse
 from vmagentd.journal import pruning, rows
 from vmagentd.journal.disk import DATABASE_ERRORS, Damaged, Fault, cause, fault
@@ -79,7 +80,12 @@ def open_file(path: Path, ballast: Ballast, *, now: datetime) -> Kept:
     """
     damaged = False
     if not path.exists() and _beside(path, "-wal").exists():
-        log.error("journal %s was removed; a part of it is left in %s", path, _aside(path, now))
+        log.error(
+            "journal %s was removed; a part of it is left in %s",
+            path,
+            _aside(path, now, "it was removed but for its log"),
+            extra={"MESSAGE_ID": messages.JOURNAL_SET_ASIDE},
+        )
     while True:
         try:
             return _open(path, now=now)
@@ -93,12 +99,14 @@ def open_file(path: Path, ballast: Ballast, *, now: datetime) -> Kept:
                         path,
                         cause(error),
                         _aside(path, now),
+                        extra={"MESSAGE_ID": messages.JOURNAL_SET_ASIDE},
                     )
                 case Fault.ROOM if ballast.release():
                     log.error(  # noqa: TRY400 - the sentence says it all
                         "journal %s: %s; its ballast was released: make room on the disk",
                         path,
                         cause(error),
+                        extra={"MESSAGE_ID": messages.BALLAST_RELEASED},
                     )
                 case Fault.ROOM | Fault.DISK:
                     why = f"{cause(error)}; make room, or make its disk writable"
@@ -110,7 +118,17 @@ def open_file(path: Path, ballast: Ballast, *, now: datetime) -> Kept:
 
 def set_aside(path: Path, error: Exception, *, now: datetime) -> JournalUnusable:
     """Move a journal away in which *error* was met; return what ends the daemon."""
-    aside = _aside(path, now)
+    try:
+        aside = _aside(path, now)
+    except JournalUnusable as unmoved:
+        return unmoved
+    log.error(
+        "journal %s was found damaged while in use: %s; it is kept as %s",
+        path,
+        cause(error),
+        aside,
+        extra={"MESSAGE_ID": messages.JOURNAL_SET_ASIDE},
+    )
     return JournalUnusable(
         str(path),
         f"found damaged while in use: {cause(error)}; it is kept as {aside}, and a restart "
@@ -122,7 +140,11 @@ class InUse:
     """The file as it was opened. From any thread."""
 
     def __init__(self, path: Path) -> None:
-        """Remember the files at *path*; call it after a first commit, when all are there."""
+        """Remember the files at *path*; call it after a first commit, when all are there.
+
+        Raises:
+            OSError: the disk does not let us look at them.
+        """
         self._path = path
         self._files = [(file, self._identity(file)) for file in _all(path)]
 
@@ -133,7 +155,11 @@ class InUse:
             JournalUnusable: one of the files was removed or replaced.
         """
         for file, identity in self._files:
-            if self._identity(file) != identity:
+            try:
+                found = self._identity(file)
+            except OSError:
+                continue  # what the disk has, SQLite says: it may pass
+            if found != identity:
                 raise JournalUnusable(
                     str(self._path),
                     f"{file.name} was removed or replaced while in use, so nothing more is "
@@ -143,7 +169,7 @@ class InUse:
     def _identity(self, file: Path) -> tuple[int, int] | None:
         try:
             status = os.stat(file)  # noqa: PTH116 - at each commit: half the cost of Path.stat
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return status.st_dev, status.st_ino
 
@@ -188,15 +214,28 @@ def _check(db: SqliteDatabase) -> None:
             raise Damaged(found)
 
 
-def _aside(path: Path, now: datetime) -> Path:
-    """Move all files of the journal away, and return where they are. Deletes nothing."""
+def _aside(path: Path, now: datetime, found: str = "it is damaged") -> Path:
+    """Move all files of the journal away, and return where they are. Deletes nothing.
+
+    Args:
+        path: the database.
+        now: when it was found so.
+        found: how it was found.
+
+    Raises:
+        JournalUnusable: the disk does not let us.
+    """
     name = f"{path.name}.corrupt-{now:%Y-%m-%dT%H:%M:%SZ}"
     aside, number = path.with_name(name), 1
-    while any(file.exists() for file in _all(aside)):
-        aside, number = path.with_name(f"{name}.{number}"), number + 1
-    for old, new in zip(_all(path), _all(aside), strict=True):
-        with suppress(FileNotFoundError):
-            old.rename(new)
+    try:
+        while any(file.exists() for file in _all(aside)):
+            aside, number = path.with_name(f"{name}.{number}"), number + 1
+        for old, new in zip(_all(path), _all(aside), strict=True):
+            with suppress(FileNotFoundError):
+                old.rename(new)
+    except OSError as error:
+        why = f"{found}, and cannot be moved away: {error.strerror}; make its disk writable"
+        raise JournalUnusable(str(path), why) from error
     return aside
 
 

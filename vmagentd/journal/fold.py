@@ -7,13 +7,22 @@ no file: a batch that cannot be committed is dropped, and nothing has happened.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from vmagentd.journal.batch import NO_CONTEXT, Batch, Context
 from vmagentd.lifecycle.events import on_event
+from vmagentd.lifecycle.moves import give_up
 from vmagentd.lifecycle.sightings import confirm, on_absence, on_host_boot, on_sighting
-from vmagentd.lifecycle.steps import on_operation
-from vmagentd.lifecycle.trails import NO_TRAIL, TRACES, Trail, after_stop, follow
+from vmagentd.lifecycle.steps import joined, on_operation, still_joined, told_phase
+from vmagentd.lifecycle.trails import (
+    NO_TRAIL,
+    TRACES,
+    Trail,
+    after_operation,
+    follow,
+    left_open,
+)
 from vmagentd.model import (
     Event,
     EventKind,
@@ -23,13 +32,14 @@ from vmagentd.model import (
     Link,
     LinkLost,
     Operation,
-    OperationVerb,
     Query,
     RawPair,
+    Refusal,
     Revision,
     Source,
     Survey,
     Transition,
+    TransitionKind,
     Vm,
     VmState,
     VmUuid,
@@ -39,58 +49,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from vmagentd.lifecycle.moves import Change
-    from vmagentd.model import OperationId
-
-Fact: TypeAlias = (
-    Event | LinkLost | Survey | Query | Operation | JoinedRequest | HostBooted | HostGoingDown
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
-    """What the next fact on a VM is judged by, beside the VM itself."""
-
-    # the one under way
-    operation: Operation | None = None
-    # what was heard of its hypervisor process, if it is active
-    trail: Trail = NO_TRAIL
-    # its definition was removed while somebody listened
-    undefined: bool = False
-    # number of its last event: a query that began before it knows less
-    last_event: int = 0
-    # in which time without a break of the link `trail` and `undefined` were learned
-    era: int = 0
-
-
-_NO_CONTEXT: Final = Context()
-
-
-@dataclass(slots=True, kw_only=True)
-class Batch:
-    """What some facts make of the journal; nothing of it holds before it is committed."""
-
-    head: Revision
-    link: Link
-    # counts the links that were lost: what was heard before the last loss proves nothing now
-    era: int
-    # the youngest link that was lost: a survey that went through it ends no blindness
-    lost_link: int
-    # whether QEMU's own events are heard, and were since a survey
-    heard: bool
-    # the host's boot; None before it was told
-    boot_id: str | None
-    host_going_down: bool
-    transitions: list[Transition] = field(default_factory=list)
-    # VMs that a transition or a query touched, as they are after it
-    vms: dict[VmUuid, Vm] = field(default_factory=dict)
-    operations: dict[OperationId, Operation] = field(default_factory=dict)
-    joined: list[JoinedRequest] = field(default_factory=list)
-    # VMs that libvirt is to be asked about
-    doubts: set[VmUuid] = field(default_factory=set)
-    contexts: dict[VmUuid, Context] = field(default_factory=dict)
-    # every link in between: a blind time that begins and ends in here has been all the same
-    links: list[Link] = field(default_factory=list)
+    from vmagentd.journal.batch import Fact
+    from vmagentd.lifecycle.moves import Change, Verdict
 
 
 class Fold:
@@ -113,6 +73,7 @@ class Fold:
             operation.vm: Context(operation=operation)  # at most one per VM
             for operation in operations
         }
+        self._queried: dict[VmUuid, int] = {}
         self._era = 0
         self._lost_link = -1
         self._heard = False
@@ -132,9 +93,11 @@ class Fold:
                 case LinkLost():
                     self._on_link_lost(fact, batch)
                 case Operation():
-                    self._on_operation(fact, batch)
+                    self._on_operation(self._still_joined(fact, batch), batch)
                 case JoinedRequest():
-                    batch.joined.append(fact)
+                    self._on_joined(fact, batch)
+                case Refusal():
+                    batch.refusals.append(fact)
                 case HostBooted():
                     self._on_host_booted(fact, batch)
                 case HostGoingDown():
@@ -146,8 +109,30 @@ class Fold:
         self.head, self.link = batch.head, batch.link
         self._vms |= batch.vms
         self._contexts |= batch.contexts
+        self._queried |= batch.queried
         self._era, self._lost_link, self._heard = batch.era, batch.lost_link, batch.heard
         self.boot_id, self._host_going_down = batch.boot_id, batch.host_going_down
+
+    def gone(self, *, after: Revision, until: Revision) -> list[Vm]:
+        """Return the VMs that are gone since a revision of that range, and asked for nothing."""
+        return [
+            vm
+            for vm in self._vms.values()
+            if vm.state is VmState.GONE
+            and after < vm.revision <= until
+            and self._contexts.get(vm.uuid, NO_CONTEXT).operation is None
+        ]
+
+    def is_at(self, vm: VmUuid, revision: Revision) -> bool:
+        """Whether nothing was recorded of *vm* since that revision."""
+        return vm in self._vms and self._vms[vm].revision == revision
+
+    def forget(self, vms: Iterable[VmUuid]) -> None:
+        """Be as if *vms* had never been heard of."""
+        for vm in vms:
+            del self._vms[vm]
+            self._contexts.pop(vm, None)
+            self._queried.pop(vm, None)
 
     def link_after(self, facts: Iterable[Fact]) -> Link:
         """Return the link as *facts* make it, though no survey counts before its commit."""
@@ -185,7 +170,7 @@ class Fold:
         )
         context = replace(context, last_event=event.number, undefined=undefined)
         batch.contexts[event.vm] = context
-        trail = replace(trail, host_going_down=batch.host_going_down)
+        trail = replace(trail, host_going_down=batch.host_going_down, given_up=context.given_up)
         verdict = on_event(self._vm(event.vm, batch), event, operation, trail)
         for change in verdict.changes:
             self._append(batch, change, event.observe_time, Source.EVENT, raw_event=event.raw)
@@ -194,13 +179,21 @@ class Fold:
 
     def _on_query(self, query: Query, batch: Batch) -> None:
         context = self._context(query.vm, batch)
-        if context.last_event > query.after_event:
-            batch.doubts.add(query.vm)  # an event is younger than the answer: ask again
+        last_query = batch.queried.get(query.vm) or self._queried.get(query.vm, 0)
+        if context.last_event > query.after_event or last_query > query.number:
+            # An event is younger than the answer, or a query is that came back before it. Which of
+            # two queries saw the later state nobody knows: ask again.
+            batch.doubts.add(query.vm)
             return
         vm, seen, time = self._vm(query.vm, batch), query.sighting, query.begin_time
         operation = context.operation
+        verdict: Verdict | None
         if seen is not None:
-            verdict = on_sighting(vm, seen, time=time, source=query.source, operation=operation)
+            # what was heard before does not tell why it is so now
+            trail = Trail(given_up=context.given_up) if context.given_up else NO_TRAIL
+            verdict = on_sighting(
+                vm, seen, time=time, source=query.source, operation=operation, trail=trail
+            )
         elif vm is not None:
             verdict = on_absence(
                 vm,
@@ -211,6 +204,9 @@ class Fold:
             )
         else:
             return  # never heard of, and not there
+        if verdict is None:
+            return
+        batch.queried[query.vm] = query.number
         for change in verdict.changes:
             self._append(batch, change, time, query.source)
         after = self._vm(query.vm, batch)
@@ -225,6 +221,7 @@ class Fold:
             query = Query(
                 vm=vm,
                 sighting=seen.get(vm),
+                number=survey.number,
                 after_event=survey.after_event,
                 begin_time=survey.begin_time,
             )
@@ -262,24 +259,46 @@ class Fold:
     def _on_operation(self, operation: Operation, batch: Batch) -> None:
         batch.operations[operation.id] = operation
         context = self._context(operation.vm, batch)
+        before = context.operation
         context = replace(context, operation=None if operation.phase.final else operation)
         vm = self._vm(operation.vm, batch)
         if vm is None:
             message = f"operation {operation.id} on VM {operation.vm}, which was never recorded"
             raise AssertionError(message)
         time = operation.steps[-1].time
-        if operation.verb is OperationVerb.STOP and operation.phase.final and vm.active:
-            context = replace(context, trail=after_stop(context.trail, time=time))
+        if before is not None and left_open(operation):
+            given_up = give_up(context.given_up, before, time=time)
+            context = replace(context, given_up=given_up)
+        if operation.phase.final and vm.active:
+            trail = after_operation(context.trail, operation, time=time)
+            context = replace(context, trail=trail)
         batch.contexts[operation.vm] = context
         change = on_operation(vm, operation, time=time)
         if change is not None:
             self._append(batch, change, time, Source.OPERATION, operation=operation)
 
+    def _on_joined(self, request: JoinedRequest, batch: Batch) -> None:
+        batch.joined.append(request)
+        context, vm = self._context(request.vm, batch), self._vm(request.vm, batch)
+        before = context.operation
+        if request.parameters is None or vm is None:
+            return
+        if before is not None and before.id == request.operation:
+            # with the request, not with the next step, to which its daemon may never come
+            operation = joined(before, vm, request.parameters)
+            batch.operations[operation.id] = operation
+            batch.contexts[request.vm] = replace(context, operation=operation)
+
+    def _still_joined(self, operation: Operation, batch: Batch) -> Operation:
+        before = self._context(operation.vm, batch).operation
+        same = before is not None and before.id == operation.id
+        return still_joined(before, operation) if before and same else operation
+
     def _vm(self, uuid: VmUuid, batch: Batch) -> Vm | None:
         return batch.vms.get(uuid) or self._vms.get(uuid)
 
     def _context(self, uuid: VmUuid, batch: Batch) -> Context:
-        context = batch.contexts.get(uuid) or self._contexts.get(uuid) or _NO_CONTEXT
+        context = batch.contexts.get(uuid) or self._contexts.get(uuid) or NO_CONTEXT
         if context.era != batch.era:
             context = replace(context, trail=NO_TRAIL, undefined=False, era=batch.era)
         return context
@@ -304,22 +323,26 @@ class Fold:
         vm = replace(change.vm, revision=batch.head)
         batch.vms[vm.uuid] = vm
         context = self._context(vm.uuid, batch)
-        if not vm.active:
-            batch.contexts[vm.uuid] = replace(context, trail=NO_TRAIL)
-        elif before is None or vm.incarnation != before.incarnation:
-            # a process that came up since a survey did not see it
-            batch.contexts[vm.uuid] = replace(context, trail=Trail(whole=batch.heard))
+        if context.given_up and change.kind is TransitionKind.STATE:
+            to_come = tuple(each for each in context.given_up if vm.reason not in each.reasons)
+            batch.contexts[vm.uuid] = context = replace(context, given_up=to_come)
+        if not vm.active or before is None or vm.incarnation != before.incarnation:
+            ended = before.run_id if before and before.active else context.trail.ended_run_id
+            # whole: a process that came up since a survey did not see it
+            trail = Trail(whole=vm.active and batch.heard, ended_run_id=ended)
+            batch.contexts[vm.uuid] = replace(context, trail=trail)
         batch.transitions.append(
             Transition(
                 revision=batch.head,
                 kind=change.kind,
                 vm=vm,
                 previous_state=before.state if before else None,
+                previous_name=before.name if before and before.name != vm.name else None,
                 time=time,
                 source=source,
                 earliest_time=change.earliest_time,
                 raw_event=raw_event,
                 operation_id=operation.id if operation else None,
-                operation_phase=operation.phase if operation else None,
+                operation_phase=told_phase(operation) if operation else None,
             )
         )

@@ -14,9 +14,11 @@ from vmagentd.journal.schema import BlindRow, JoinedRow, OperationRow, Transitio
 from vmagentd.model import VmState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from peewee import SqliteDatabase
 
-    from vmagentd.model import Revision
+    from vmagentd.model import Revision, VmUuid
 
 # However short they are, no more blind intervals are kept.
 _BLIND_INTERVALS: Final = 10_000
@@ -60,11 +62,10 @@ def delete_operations(db: SqliteDatabase, *, ended_before: int, most: int) -> in
         .where((OperationRow.accept_time < ended_before) & (OperationRow.end_time < ended_before))
         .limit(most)
     )
-    deleted = int(OperationRow.delete().where(OperationRow.id.in_(old)).execute(db))
-    if deleted:
-        kept = OperationRow.select(OperationRow.id)
-        JoinedRow.delete().where(JoinedRow.operation.not_in(kept)).execute(db)
-    return deleted
+    # by their ids: to find requests without an operation, all of them had to be looked at
+    ids = [key for (key,) in old.tuples().execute(db)]
+    JoinedRow.delete().where(JoinedRow.operation.in_(ids)).execute(db)
+    return int(OperationRow.delete().where(OperationRow.id.in_(ids)).execute(db))
 
 
 def delete_blind_intervals(db: SqliteDatabase, *, ended_before: int, most: int) -> int:
@@ -81,13 +82,18 @@ def delete_blind_intervals(db: SqliteDatabase, *, ended_before: int, most: int) 
 def forget_gone_vms(db: SqliteDatabase) -> None:
     """Delete the VMs that are gone and whose whole history is compacted.
 
-    Only at a start: later somebody may hold one of them.
+    Only at a start: later somebody may hold one of them, and `retention` takes its time.
     """
     compacted_to = int(read_meta(db, COMPACTED_TO) or 0)
     busy = OperationRow.select(OperationRow.vm).where(OperationRow.end_time.is_null())
     VmRow.delete().where(
         (VmRow.state == VmState.GONE) & (VmRow.revision <= compacted_to) & VmRow.uuid.not_in(busy)
     ).execute(db)
+
+
+def forget_vms(db: SqliteDatabase, vms: Iterable[VmUuid]) -> None:
+    """Delete these VMs."""
+    VmRow.delete().where(VmRow.uuid.in_([*vms])).execute(db)
 
 
 def _newest_of_present_vm() -> ModelSelect[VmRow]:

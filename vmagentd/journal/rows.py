@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import uuid4
 
-from peewee import chunked, fn
+from peewee import Tuple, fn
 
 from vmagentd.journal.schema import (
     OPERATION,
@@ -22,6 +22,7 @@ from vmagentd.journal.schema import (
     TransitionRow,
     VmRow,
     from_column,
+    insert,
     sql,
     to_column,
 )
@@ -34,19 +35,16 @@ if TYPE_CHECKING:
     from peewee import Expression, Ordering, SqliteDatabase
 
     from vmagentd.model import (
-        HistoryFilter,
         JoinedRequest,
         Operation,
-        StartParameters,
-        StopParameters,
+        OperationFilter,
+        OperationPlace,
+        Parameters,
         Transition,
         Vm,
     )
 
 T = TypeVar("T")
-
-# SQLite takes 32,766 variables in a statement; rows here have seven at most.
-_ROWS_AT_ONCE: Final = 500
 
 # Key in `meta`: all transitions after this revision are there.
 COMPACTED_TO: Final = "compacted_to"
@@ -54,8 +52,8 @@ COMPACTED_TO: Final = "compacted_to"
 
 def insert_transitions(db: SqliteDatabase, transitions: Iterable[Transition]) -> None:
     """Write transitions under the revisions they carry."""
-    rows = (
-        {
+    for transition in transitions:
+        row = {
             "revision": transition.revision,
             "vm": transition.vm.uuid,
             "kind": transition.kind,
@@ -63,47 +61,45 @@ def insert_transitions(db: SqliteDatabase, transitions: Iterable[Transition]) ->
             "time": to_column(transition.time),
             "record": TRANSITION.dump_json(transition).decode(),
         }
-        for transition in transitions
-    )
-    for chunk in chunked(rows, _ROWS_AT_ONCE):
-        TransitionRow.insert_many(chunk).execute(db)
+        insert(db, TransitionRow, row)
 
 
 def write_vms(db: SqliteDatabase, vms: Iterable[Vm]) -> None:
     """Write VMs over what was there of them."""
-    rows = (
-        {
+    for vm in vms:
+        row = {
             "uuid": vm.uuid,
             "name": vm.name,
             "state": vm.state,
             "revision": vm.revision,
             "record": VM.dump_json(vm).decode(),
         }
-        for vm in vms
-    )
-    for chunk in chunked(rows, _ROWS_AT_ONCE):
-        VmRow.insert_many(chunk).on_conflict_replace().execute(db)
+        insert(db, VmRow, row, instead=_over("uuid", row))
 
 
 def write_operations(db: SqliteDatabase, operations: Iterable[Operation]) -> None:
     """Write operations over what was there of them."""
-    rows = (
-        {
+    for operation in operations:
+        row = {
             "id": operation.id,
             "vm": operation.vm,
             "actor": operation.actor,
             "request_id": operation.request_id,
+            "verb": operation.verb,
+            "phase": operation.phase,
+            "outcome": operation.outcome,
             "accept_time": to_column(operation.accept_time),
             "end_time": to_column(operation.end_time) if operation.end_time else None,
             "record": OPERATION.dump_json(operation).decode(),
         }
-        for operation in operations
-    )
-    for chunk in chunked(rows, _ROWS_AT_ONCE):
-        update = [OperationRow.end_time, OperationRow.record]
-        OperationRow.insert_many(chunk).on_conflict(
-            conflict_target=[OperationRow.id], preserve=update
-        ).execute(db)
+        changing = ("phase", "outcome", "end_time", "record")
+        insert(db, OperationRow, row, instead=_over("id", changing))
+
+
+def _over(key: str, columns: Iterable[str]) -> str:
+    """Return the clause that writes *columns* over those of the row of the same *key*."""
+    written = ", ".join(f"{name} = excluded.{name}" for name in columns)
+    return f"ON CONFLICT ({key}) DO UPDATE SET {written}"
 
 
 def write_link(db: SqliteDatabase, link: Link) -> None:
@@ -113,7 +109,9 @@ def write_link(db: SqliteDatabase, link: Link) -> None:
     blind = BlindRow.end_time.is_null()
     if link.connected:
         end = to_column(link.last_survey_time) if link.last_survey_time else None
-        BlindRow.update(end_time=end).where(blind).execute(db)
+        # not before it began: the host's clock may have been set back meanwhile
+        later = fn.MAX(BlindRow.begin_time, end)
+        BlindRow.update(end_time=later).where(blind).execute(db)
     elif link.blind_since is not None and not BlindRow.select().where(blind).exists(db):
         BlindRow.insert(
             begin_time=to_column(link.blind_since), end_time=None, cause=link.cause or ""
@@ -137,7 +135,7 @@ def load_link(db: SqliteDatabase, *, now: datetime) -> Link:
     cause = "vmagentd was not running" if certain else "not connected yet"
     return Link(
         connected=False,
-        blind_since=max(certain, default=now),
+        blind_since=min(max(certain, default=now), now),
         cause=cause,
         last_survey_time=last_survey_time,
     )
@@ -184,7 +182,7 @@ def load_vms(db: SqliteDatabase) -> list[Vm]:
 def load_open_operations(db: SqliteDatabase) -> list[Operation]:
     """Return the operations that are under way, oldest first."""
     return _operations(
-        db, OperationRow.end_time.is_null(), order=OperationRow.accept_time.asc(), limit=None
+        db, OperationRow.end_time.is_null(), order=(OperationRow.accept_time.asc(),), limit=None
     )
 
 
@@ -193,9 +191,40 @@ def load_operation(db: SqliteDatabase, operation_id: OperationId) -> Operation |
     return _first(_operations(db, OperationRow.id == operation_id))
 
 
+def load_operations(
+    db: SqliteDatabase, which: OperationFilter, *, limit: int, after: OperationPlace | None
+) -> tuple[Operation, ...]:
+    """Return a page of operations, newest first, from behind *after* on.
+
+    In the order of accept times, and of ids where those are the same: neither ever changes, so
+    pages have no operation twice and leave none out, whatever the host's clock does.
+    """
+    accept_time, key = OperationRow.accept_time, OperationRow.id
+    conditions = [
+        OperationRow.vm == which.vm if which.vm is not None else None,
+        OperationRow.actor == which.actor if which.actor is not None else None,
+        OperationRow.verb.in_(sorted(which.verbs)) if which.verbs else None,
+        OperationRow.phase.in_(sorted(which.phases)) if which.phases else None,
+        OperationRow.outcome.in_(sorted(which.outcomes)) if which.outcomes else None,
+        accept_time >= to_column(which.min_accept_time) if which.min_accept_time else None,
+        accept_time < to_column(which.max_accept_time) if which.max_accept_time else None,
+        Tuple(accept_time, key) < (to_column(after.accept_time), after.id) if after else None,
+    ]
+    # The keys first: an index has all that is sorted then, and records are read of one page only.
+    page = OperationRow.select(key).order_by(accept_time.desc(), key.desc()).limit(limit)
+    for condition in conditions:
+        if condition is not None:
+            page = page.where(condition)
+    return tuple(
+        _operations(db, key.in_(page), order=(accept_time.desc(), key.desc()), limit=None)
+    )
+
+
 def write_joined(db: SqliteDatabase, requests: Iterable[JoinedRequest]) -> None:
-    """Write requests that joined operations."""
+    """Write requests that joined operations, as far as they have an id."""
     for request in requests:
+        if request.request_id is None or request.parameters is None:
+            continue
         JoinedRow.insert(
             actor=request.actor,
             request_id=request.request_id,
@@ -206,7 +235,7 @@ def write_joined(db: SqliteDatabase, requests: Iterable[JoinedRequest]) -> None:
 
 def load_request(
     db: SqliteDatabase, actor: str, request_id: str
-) -> tuple[Operation, StartParameters | StopParameters] | None:
+) -> tuple[Operation, Parameters] | None:
     """Return the operation that *actor*'s request began or joined, and what it asked for."""
     own = (OperationRow.actor == actor) & (OperationRow.request_id == request_id)
     begun = _first(_operations(db, own))
@@ -216,29 +245,6 @@ def load_request(
     row = _first(JoinedRow.select().where(same).execute(db))
     joined = row and load_operation(db, OperationId(row.operation))
     return (joined, PARAMETERS.validate_json(row.parameters)) if row and joined else None
-
-
-def load_transitions(
-    db: SqliteDatabase, which: HistoryFilter, *, limit: int, after: Revision | None
-) -> tuple[Transition, ...]:
-    """Return a page of history in the order asked for, from behind *after* on."""
-    revision, time = TransitionRow.revision, TransitionRow.time
-    conditions = [
-        TransitionRow.vm == which.vm if which.vm is not None else None,
-        revision >= which.min_revision if which.min_revision is not None else None,
-        revision <= which.max_revision if which.max_revision is not None else None,
-        time >= to_column(which.min_time) if which.min_time is not None else None,
-        time < to_column(which.max_time) if which.max_time is not None else None,
-    ]
-    if after is not None:
-        conditions.append(revision > after if which.oldest_first else revision < after)
-    query = TransitionRow.select(TransitionRow.record)
-    for condition in conditions:
-        if condition is not None:
-            query = query.where(condition)
-    order = revision.asc() if which.oldest_first else revision.desc()
-    rows = query.order_by(order).limit(limit).tuples().execute(db)
-    return tuple(TRANSITION.validate_json(record) for (record,) in rows)
 
 
 def load_blind_intervals(
@@ -265,12 +271,12 @@ def _operations(
     db: SqliteDatabase,
     condition: Expression,
     *,
-    order: Ordering | None = None,
+    order: tuple[Ordering, ...] = (),
     limit: int | None = 1,
 ) -> list[Operation]:
     query = OperationRow.select(OperationRow.record).where(condition).limit(limit)
-    if order is not None:
-        query = query.order_by(order)
+    if order:
+        query = query.order_by(*order)
     return [OPERATION.validate_json(record) for (record,) in query.tuples().execute(db)]
 
 

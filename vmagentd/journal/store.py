@@ -16,34 +16,35 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeAlias
-from uuid import UUID
+
+from typing_extensions import override  # typing has it since 3.12
 
 from vmagentd.errors import JournalUnwritable, ShuttingDown
-from vmagentd.journal import rows
+from vmagentd.journal import history
 from vmagentd.journal.backlog import Entry
 from vmagentd.journal.disk import Ballast
 from vmagentd.journal.file import InUse, held, open_file
-from vmagentd.journal.reader import Reader
+from vmagentd.journal.known import KnownVms
+from vmagentd.journal.reader import Lane, Reader
+from vmagentd.journal.records import Records
 from vmagentd.journal.retention import NO_LIMITS, Limits, Retention, steady_clock
+from vmagentd.journal.trace import trace
 from vmagentd.journal.writer import Told, Writer
-from vmagentd.model import HistoryFilter, LinkLost, Revision, VmState, VmUuid
+from vmagentd.model import HistoryFilter, LinkLost, Revision
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
-    from vmagentd.journal.fold import Batch, Fact
+    from vmagentd.journal.batch import Batch, Fact
     from vmagentd.model import (
-        BlindInterval,
         JoinedRequest,
         JournalId,
         Link,
         Operation,
-        OperationId,
-        StartParameters,
-        StopParameters,
         Transition,
         Vm,
+        VmUuid,
     )
 
 P = ParamSpec("P")
@@ -55,7 +56,7 @@ RECENT: Final = 2048
 PAGE: Final = 256
 
 
-class Journal:
+class Journal(Records):
     """The journal of one host. Made by `open_journal`."""
 
     def __init__(
@@ -64,6 +65,7 @@ class Journal:
         *,
         fatal: Callable[[BaseException], None],
         limits: Limits,
+        on_measured: Callable[[float, int], object],
         now: Callable[[], datetime],
     ) -> None:
         ballast = Ballast(path.with_name("ballast"))
@@ -73,16 +75,14 @@ class Journal:
         # operations that were under way when the last daemon ended, oldest first
         self.left_open: Sequence[Operation] = kept.open_operations
         self.writable = True
-        vms = kept.vms
-        self._vms = {vm.uuid: vm for vm in vms}
-        self._names = {vm.name: vm.uuid for vm in vms if vm.state is not VmState.GONE}
+        self._known = KnownVms(kept.vms)
         self._recent: list[Transition] = []
         self._doubts: set[VmUuid] = set()
         # replaced, not cleared, at each change, so that a waiter cannot miss one
         self._changed = asyncio.Event()
         self._closing = False
         # why nothing can be committed, when that is so
-        self._cause = "it is closed"
+        self.cause = "it is closed"
         self._waiting: set[asyncio.Future[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
@@ -95,9 +95,15 @@ class Journal:
             path=path,
             in_use=in_use,
             ballast=ballast,
-            retention=Retention(limits, Revision(kept.oldest - 1), now=steady_clock(now)),
+            retention=Retention(
+                limits,
+                Revision(kept.oldest - 1),
+                now=steady_clock(now),
+                forgotten=self._on_loop(self._on_forgotten),
+            ),
             tell=Told(
                 committed=self._on_loop(self._on_commit),
+                measured=on_measured,
                 unwritable=self._on_loop(self._on_unwritable),
                 writable=self._on_loop(self._on_writable),
                 compacted=self._on_loop(self._on_compacted),
@@ -105,26 +111,25 @@ class Journal:
             ),
             now=now,
         )
-        self._reader = Reader(path, in_use, damaged=self._writer.end)
+        super().__init__(Reader(path, in_use, damaged=self._writer.end))
+        # how much history is kept from now on
+        self.limit = self._writer.limit
         self._writer.start()
 
     @property
+    def inbox_depth(self) -> int:
+        """How many facts wait for the writer, those not counted that wait for the disk."""
+        return self._writer.waiting
+
+    @property
+    @override
     def vms(self) -> Mapping[VmUuid, Vm]:
-        """Every VM that was ever recorded, as it is at `head`."""
-        return self._vms
+        """Every VM that was recorded and is not forgotten, as it is at `head`."""
+        return self._known.all
 
     def find(self, ref: str) -> Vm | None:
         """Return the VM of that UUID or name; of VMs that are gone, the one that went last."""
-        try:
-            vm = self._vms.get(VmUuid(str(UUID(ref))))
-        except ValueError:
-            vm = None
-        if vm is not None:
-            return vm
-        if ref in self._names:
-            return self._vms[self._names[ref]]
-        gone = (vm for vm in self._vms.values() if vm.name == ref)
-        return max(gone, key=lambda vm: vm.revision, default=None)
+        return self._known.find(ref)
 
     def record(self, fact: Fact) -> None:
         """Hand over a fact. From any thread; returns at once, before it is durable."""
@@ -145,7 +150,7 @@ class Journal:
             raise ShuttingDown
         done = self._loop.create_future()
         if self._ended.done():
-            done.set_exception(JournalUnwritable(self._cause))
+            done.set_exception(JournalUnwritable(self.cause))
             return done
         self._waiting.add(done)
         done.add_done_callback(self._waiting.discard)
@@ -175,7 +180,16 @@ class Journal:
             JournalUnwritable: nothing can be committed.
         """
         if not self.writable:
-            raise JournalUnwritable(self._cause)
+            raise JournalUnwritable(self.cause)
+
+    async def beat(self) -> None:
+        """Return once the writer takes from its inbox; what it takes may wait for the disk.
+
+        It does not return while the writer hangs, and raises nothing once it has ended.
+        """
+        taken = self._loop.create_future()
+        self._writer.ask(self._on_loop(partial(_done, [taken])))
+        await asyncio.wait([taken, self._ended], return_when=asyncio.FIRST_COMPLETED)
 
     async def follow(self, after: Revision) -> AsyncIterator[tuple[Transition, ...]]:
         """Yield all transitions after *after*, in order, for ever, as many at once as there are.
@@ -205,14 +219,16 @@ class Journal:
         which = HistoryFilter(
             min_revision=Revision(after + 1), max_revision=self.head, oldest_first=True
         )
-        page = await self.transitions(which, limit=PAGE)
+        page = await self._reader.read(
+            Lane.WATCHERS, history.load_transitions, which, limit=PAGE, after=None
+        )
         if page and page[-1].revision - page[0].revision >= len(page):
             # compacted meanwhile: what is kept before `oldest` has gaps, and a page has none
-            whole = (t for t, place in zip(page, count(page[0].revision)) if t.revision == place)
-            page = tuple(whole)
+            page = tuple(t for t, at in zip(page, count(page[0].revision)) if t.revision == at)
         return page
 
     @property
+    @override
     def changed(self) -> asyncio.Event:
         """The event that is set at the next change of head, link, doubts or writability.
 
@@ -224,30 +240,6 @@ class Journal:
         """Return, and forget, the VMs about which libvirt is to be asked."""
         doubts, self._doubts = self._doubts, set()
         return doubts
-
-    async def transitions(
-        self, which: HistoryFilter, *, limit: int, after: Revision | None = None
-    ) -> tuple[Transition, ...]:
-        """Return a page of history, in the order asked for, from behind *after* on."""
-        return await self._reader.read(rows.load_transitions, which, limit=limit, after=after)
-
-    async def blind_intervals(
-        self, *, since: datetime | None = None, until: datetime | None = None, limit: int = 100
-    ) -> tuple[BlindInterval, ...]:
-        """Return the blind intervals that overlap that time, newest first."""
-        return await self._reader.read(
-            rows.load_blind_intervals, since=since, until=until, limit=limit
-        )
-
-    async def operation(self, operation_id: OperationId) -> Operation | None:
-        """Return one operation, as it is committed."""
-        return await self._reader.read(rows.load_operation, operation_id)
-
-    async def request(
-        self, actor: str, request_id: str
-    ) -> tuple[Operation, StartParameters | StopParameters] | None:
-        """Return the operation that *actor*'s request began or joined, and what it asked for."""
-        return await self._reader.read(rows.load_request, actor, request_id)
 
     async def close(self) -> None:
         """Commit all that was handed over, and that nobody looks from now on."""
@@ -268,7 +260,7 @@ class Journal:
     def _on_end(self, error: BaseException | None) -> None:
         """The writer has ended: by `close`, or by a fault after which nothing is promised."""
         if error is not None:
-            self._cause, self.writable = str(error), False
+            self.cause, self.writable = str(error), False
         self._refuse([*self._waiting])
         self._ended.set_result(None)
         self._wake()
@@ -277,7 +269,7 @@ class Journal:
 
     def _on_unwritable(self, cause: str, link: Link, refused: Sequence[Waiter]) -> None:
         """Tell that nothing can be committed, how the link is all the same, and whom we refuse."""
-        self._cause, self.link, self.writable = cause, link, False
+        self.cause, self.link, self.writable = cause, link, False
         self._wake()
         self._refuse(refused)
 
@@ -288,38 +280,39 @@ class Journal:
     def _on_compacted(self, to: Revision) -> None:
         self.oldest = Revision(to + 1)
 
+    def _on_forgotten(self, vms: Sequence[VmUuid]) -> None:
+        for vm in vms:
+            self._known.forget(vm)
+
     def _refuse(self, waiters: Sequence[Waiter]) -> None:
         for waiter in waiters:
             if not waiter.done():
-                waiter.set_exception(JournalUnwritable(self._cause))
+                waiter.set_exception(JournalUnwritable(self.cause))
 
     def _on_commit(self, batch: Batch, done: Sequence[Waiter]) -> None:
         """Show what was committed, then tell those who waited for it."""
         seen = (self.head, self.link)
         self.head, self.link = batch.head, batch.link
         for vm in batch.vms.values():
-            self._show(vm)
+            self._known.show(vm)
         self._recent += batch.transitions
         if len(self._recent) > 2 * RECENT:
             del self._recent[:-RECENT]
         self._doubts |= batch.doubts
+        trace(batch.transitions)
         if batch.doubts or seen != (self.head, self.link):
             self._wake()
-        for waiter in done:
-            if not waiter.done():
-                waiter.set_result(None)
+        _done(done)
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def _show(self, vm: Vm) -> None:
-        before = self._vms.get(vm.uuid)
-        if before is not None and self._names.get(before.name) == vm.uuid:
-            del self._names[before.name]
-        if vm.state is not VmState.GONE:
-            self._names[vm.name] = vm.uuid
-        self._vms[vm.uuid] = vm
+
+def _done(waiters: Sequence[Waiter]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
 
 
 @asynccontextmanager
@@ -328,6 +321,7 @@ async def open_journal(
     *,
     fatal: Callable[[BaseException], None],
     limits: Limits = NO_LIMITS,
+    on_measured: Callable[[float, int], object] = lambda *_: None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> AsyncIterator[Journal]:
     """Hold *state_dir*, and yield the journal in it.
@@ -336,6 +330,8 @@ async def open_journal(
         state_dir: a directory of the daemon's own; made if it is not there.
         fatal: called on the loop if the journal cannot go on.
         limits: how much history is kept.
+        on_measured: told how many seconds each commit took and for how many facts, in the
+            writer's thread.
         now: the host's clock.
 
     Raises:
@@ -343,7 +339,9 @@ async def open_journal(
         JournalUnusable: its file is a newer version's, or its disk does not let us.
     """
     with held(state_dir):
-        journal = Journal(state_dir / "journal.db", fatal=fatal, limits=limits, now=now)
+        journal = Journal(
+            state_dir / "journal.db", fatal=fatal, limits=limits, on_measured=on_measured, now=now
+        )
         try:
             yield journal
         finally:

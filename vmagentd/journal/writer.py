@@ -10,13 +10,17 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from vmagentd import messages
+from vmagentd.journal.audit import note
 from vmagentd.journal.backlog import Backlog, Entry
 from vmagentd.journal.disk import DATABASE_ERRORS, Fault, cause, fault
 from vmagentd.journal.file import set_aside
+from vmagentd.journal.log import WriteAheadLog
 from vmagentd.journal.retention import LONG_STEP, STEP
 from vmagentd.journal.rows import (
     insert_transitions,
@@ -37,10 +41,11 @@ if TYPE_CHECKING:
 
     from peewee import SqliteDatabase
 
+    from vmagentd.journal.batch import Batch
     from vmagentd.journal.disk import Ballast
     from vmagentd.journal.file import InUse
-    from vmagentd.journal.fold import Batch, Fold
-    from vmagentd.journal.retention import Retention
+    from vmagentd.journal.fold import Fold
+    from vmagentd.journal.retention import Limits, Retention
     from vmagentd.model import Link, Revision
 
 log = logging.getLogger(__name__)
@@ -55,6 +60,7 @@ _ROUND_S: Final = 5.0
 _REST: Final = 4
 
 Waiters: TypeAlias = "list[asyncio.Future[None]]"
+Ask: TypeAlias = "Callable[[], object]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +69,8 @@ class Told:
 
     # after each commit, with those who wait for it
     committed: Callable[[Batch, Waiters], object]
+    # how many seconds that took, for how many facts
+    measured: Callable[[float, int], object]
     # nothing can be committed: the cause, the link as it is by now, who is refused. Again when
     # the link changes.
     unwritable: Callable[[str, Link, Waiters], object]
@@ -103,6 +111,7 @@ class Writer:
         self._db = db
         self._fold = fold
         self._path = path
+        self._log = WriteAheadLog(path)
         self._in_use = in_use
         self._ballast = ballast
         self._retention = retention
@@ -112,8 +121,13 @@ class Writer:
         self._round = 0.0
         # SimpleQueue: its put() takes no lock of Python's and never waits, so libvirt's thread
         # is not held up while this one sleeps in fsync
-        self._inbox: SimpleQueue[Entry | Exception | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Entry | Ask | Exception | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
+
+    @property
+    def waiting(self) -> int:
+        """How much waits in the inbox."""
+        return self._inbox.qsize()
 
     def start(self) -> None:
         """Start the thread."""
@@ -122,6 +136,14 @@ class Writer:
     def put(self, entry: Entry) -> None:
         """Hand over a fact. From any thread; never waits."""
         self._inbox.put(entry)
+
+    def ask(self, call: Ask) -> None:
+        """Have *call* called by the thread when it comes to it, also while the disk is full."""
+        self._inbox.put(call)
+
+    def limit(self, limits: Limits) -> None:
+        """Keep from now on what is within *limits*."""
+        self.ask(partial(self._retention.limit, limits))
 
     def end(self, error: Exception) -> None:
         """End the thread with *error*, which somebody met in the file. From any thread."""
@@ -161,8 +183,11 @@ class Writer:
         entries: list[Entry] = []
         try:
             entry = self._inbox.get(timeout=max(wait_s, 0.0))
-            while isinstance(entry, Entry):
-                entries.append(entry)
+            while entry is not None and not isinstance(entry, Exception):
+                if isinstance(entry, Entry):
+                    entries.append(entry)
+                else:
+                    entry()
                 if len(entries) == MAX_BATCH:
                     return entries
                 entry = self._inbox.get_nowait()  # only this thread takes
@@ -189,19 +214,22 @@ class Writer:
         batch = self._fold.apply(entry.fact for entry in entries)
         booted = batch.boot_id != self._fold.boot_id
         told = batch.transitions or batch.operations or batch.joined or batch.links
-        if told or booted:
+        if told or booted or batch.refusals:
             changed = {transition.vm.uuid for transition in batch.transitions}
+            begin = monotonic()
             with writing(self._db):
                 insert_transitions(self._db, batch.transitions)
                 write_vms(self._db, (batch.vms[vm] for vm in changed))
                 write_operations(self._db, batch.operations.values())
                 write_joined(self._db, batch.joined)
+                note(self._db, batch.operations.values(), batch.joined, batch.refusals)
                 for link in batch.links:
                     write_link(self._db, link)
                 if booted and batch.boot_id is not None:
                     write_meta(self._db, "boot_id", batch.boot_id)
             # after it: what went into a file that nobody finds again is not acknowledged
             self._in_use.check()
+            self._tell.measured(monotonic() - begin, len(entries))
         self._fold.commit(batch)
         self._tell.committed(batch, _waiters(entries))
 
@@ -213,6 +241,7 @@ class Writer:
             "journal %s: %s; its ballast was released: make room on the disk",
             self._path,
             cause(error),
+            extra={"MESSAGE_ID": messages.BALLAST_RELEASED},
         )
         return True
 
@@ -224,7 +253,12 @@ class Writer:
         """
         backlog, retry_s, ended = Backlog(), _FIRST_RETRY_S, False
         self._hold(backlog, entries, _of_disk(error), news=True)
-        log.error("journal %s cannot be written: %s", self._path, cause(error))
+        log.error(
+            "journal %s cannot be written: %s",
+            self._path,
+            cause(error),
+            extra={"MESSAGE_ID": messages.JOURNAL_UNWRITABLE},
+        )
         while not ended:
             due = monotonic() + retry_s
             while not ended and (left_s := due - monotonic()) > 0:
@@ -235,10 +269,17 @@ class Writer:
                 self._catch_up(backlog)
             except DATABASE_ERRORS as again:
                 error = _of_disk(again)
+                self._makes_room(error)
                 self._hold(backlog, [], error, news=True)
                 retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
             else:
-                log.warning("journal %s is written again", self._path)
+                log.warning(
+                    "journal %s is written again",
+                    self._path,
+                    extra={"MESSAGE_ID": messages.JOURNAL_WRITABLE},
+                )
+                if backlog.lost_refusals:
+                    log.warning("audit: %d refusals were not noted", backlog.lost_refusals)
                 self._tell.writable()
                 break
         else:
@@ -286,7 +327,8 @@ class Writer:
         self._in_use.check()
         try:
             most = LONG_STEP if behind else STEP
-            more = self._retention.step(self._db, self._fold.head, most=most)
+            more = self._retention.step(self._db, self._fold, most=most)
+            self._log.check(self._db)
         except DATABASE_ERRORS as error:
             if not self._makes_room(_of_disk(error)):
                 self._endure([], error)

@@ -1,0 +1,117 @@
+"""What is read from the journal's file, page by page: the older part of its face.
+
+Runs on the event loop; the reads themselves in the `journal-read` threads.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from vmagentd.journal import audit, history, rows
+from vmagentd.journal.reader import Lane
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from vmagentd.journal.reader import Reader
+    from vmagentd.model import (
+        AuditFilter,
+        AuditRecord,
+        BlindInterval,
+        HistoryFilter,
+        Operation,
+        OperationFilter,
+        OperationId,
+        OperationPlace,
+        Parameters,
+        Revision,
+        Transition,
+        Vm,
+        VmUuid,
+    )
+
+
+class Records(ABC):
+    """The committed records of a journal. Each read may raise `JournalUnwritable`."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    @property
+    @abstractmethod
+    def vms(self) -> Mapping[VmUuid, Vm]:
+        """The VMs as they are shown."""
+
+    @property
+    @abstractmethod
+    def changed(self) -> asyncio.Event:
+        """The event that is set when more is shown."""
+
+    async def transitions(
+        self, which: HistoryFilter, *, limit: int, after: Revision | None = None
+    ) -> tuple[Transition, ...]:
+        """Return a page of history, in the order asked for, from behind *after* on."""
+        return await self._reader.read(
+            Lane.LISTS, history.load_transitions, which, limit=limit, after=after
+        )
+
+    async def blind_intervals(
+        self, *, since: datetime | None = None, until: datetime | None = None, limit: int = 100
+    ) -> tuple[BlindInterval, ...]:
+        """Return the blind intervals that overlap that time, newest first."""
+        return await self._reader.read(
+            Lane.LISTS, rows.load_blind_intervals, since=since, until=until, limit=limit
+        )
+
+    async def was_blind(self, since: datetime) -> bool:
+        """Whether libvirt could not be asked at some time after *since*, for an operation."""
+        return bool(
+            await self._reader.read(
+                Lane.OPERATIONS, rows.load_blind_intervals, since=since, until=None, limit=1
+            )
+        )
+
+    async def operation(self, operation_id: OperationId) -> Operation | None:
+        """Return one operation, as it is committed and shown."""
+        found = await self._reader.read(Lane.OPERATIONS, rows.load_operation, operation_id)
+        if found is not None:
+            await self._shown(found)
+        return found
+
+    async def operations(
+        self, which: OperationFilter, *, limit: int, after: OperationPlace | None = None
+    ) -> tuple[Operation, ...]:
+        """Return a page of operations as committed, newest first, from behind *after* on."""
+        return await self._reader.read(
+            Lane.LISTS, rows.load_operations, which, limit=limit, after=after
+        )
+
+    async def request(self, actor: str, request_id: str) -> tuple[Operation, Parameters] | None:
+        """Return the operation that *actor*'s request began or joined, and what it asked for."""
+        found = await self._reader.read(Lane.OPERATIONS, rows.load_request, actor, request_id)
+        if found is not None:
+            await self._shown(found[0])
+        return found
+
+    async def audit_records(
+        self, which: AuditFilter, *, limit: int, before: int | None = None
+    ) -> tuple[AuditRecord, ...]:
+        """Return a page of audit records, newest first, from *before* that sequence number on."""
+        return await self._reader.read(
+            Lane.LISTS, audit.load_audit, which, limit=limit, before=before
+        )
+
+    async def _shown(self, operation: Operation) -> None:
+        """Wait until its VM is shown as the operation's end left it, if it has ended.
+
+        A commit is in the file a moment before it is shown: whoever was told of the end would see
+        the VM as it was before.
+        """
+        while operation.phase.final:
+            changed, vm = self.changed, self.vms.get(operation.vm)
+            if vm is None or vm.active_operation_id != operation.id:
+                return
+            await changed.wait()
