@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from vmagentd.journal.store import Journal
-    from vmagentd.model import Query, Survey, VmUuid
+    from vmagentd.model import Query, Revision, Survey, VmUuid
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +54,22 @@ class Surveys:
         self._journal = journal
         self._survey = survey
         self._look_up = look_up
-        self._interval_s = interval.total_seconds()
+        self._interval = interval
         self._wanted = asyncio.Event()
         self._slots = asyncio.Semaphore(_QUERIES)
         self._asking: set[VmUuid] = set()
+        # their answers wait for the journal
+        self._telling: set[VmUuid] = set()
         # set once a survey of this daemon's is committed
         self.first_done = asyncio.Event()
 
     def want(self) -> None:
         """Ask for all VMs now: a link came up."""
+        self._wanted.set()
+
+    def survey_every(self, interval: timedelta) -> None:
+        """Let no more than *interval* pass between two surveys, the present time included."""
+        self._interval = interval
         self._wanted.set()
 
     async def run(self) -> Never:
@@ -73,7 +80,7 @@ class Surveys:
             await self._survey_for_ever()
 
     async def _survey_for_ever(self) -> Never:
-        wait_s = self._interval_s
+        wait_s = self._interval.total_seconds()
         while True:
             try:
                 async with asyncio.timeout(wait_s):
@@ -89,7 +96,7 @@ class Surveys:
             except HypervisorError as error:
                 log.warning("survey failed, next try in %g s: %s", _RETRY_S, error)
             else:
-                wait_s = self._interval_s
+                wait_s = self._interval.total_seconds()
                 self.first_done.set()
 
     async def _settle_doubts(self, tasks: asyncio.TaskGroup) -> Never:
@@ -100,14 +107,22 @@ class Surveys:
 
     async def _look_after_unsettled(self, tasks: asyncio.TaskGroup) -> Never:
         """Look often at VMs that no event may bring on."""
+        unsettled: set[VmUuid] = set()
+        head: Revision | None = None
         while True:
+            changed = self._journal.changed
+            if head != self._journal.head:  # else they are the same ones
+                head = self._journal.head
+                unsettled = {
+                    vm.uuid
+                    for vm in self._journal.vms.values()
+                    if vm.unresponsive is not None or vm.state in _ON_THEIR_WAY
+                }
+            # the journal may be long over an answer, and each one that waits takes memory
+            self._ask(unsettled - self._telling, tasks)
+            if not unsettled:
+                await changed.wait()
             await asyncio.sleep(_UNSETTLED_S)
-            unsettled = {
-                vm.uuid
-                for vm in self._journal.vms.values()
-                if vm.unresponsive is not None or vm.state in _ON_THEIR_WAY
-            }
-            self._ask(unsettled, tasks)
 
     def _ask(self, vms: set[VmUuid], tasks: asyncio.TaskGroup) -> None:
         for vm in vms - self._asking:
@@ -119,11 +134,19 @@ class Surveys:
         try:
             async with self._slots:
                 query = await self._look_up(vm)
+            # a doubt that comes from here on is younger than the answer
             self._asking.discard(vm)
+            self._telling.add(vm)
             await self._journal.append(query)
         except LibvirtUnreachable:
             pass  # the survey after the next connect settles it
         except HypervisorError as error:
-            log.warning("VM %s: query failed, left to the next survey: %s", vm, error)
+            log.warning(
+                "VM %s: query failed, left to the next survey: %s",
+                vm,
+                error,
+                extra={"VM_UUID": vm},
+            )
         finally:
             self._asking.discard(vm)
+            self._telling.discard(vm)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Never
 
+from vmagentd import messages
 from vmagentd.errors import LibvirtUnreachable
 from vmagentd.model import Event, EventKind, LinkLost, RawPair, VmUuid
 
@@ -62,6 +63,7 @@ class Connection:
         on_up: Callable[[], None],
         fatal: Callable[[BaseException], None],
         jitter: Callable[[float], float] = lambda longest: random.uniform(0, longest),  # noqa: S311
+        keepalive_s: int = 5,
     ) -> None:
         """Prepare; `keep` does the work.
 
@@ -73,12 +75,14 @@ class Connection:
             fatal: called on the loop with an exception of a callback or of libvirt's event
                 loop: the daemon cannot go on.
             jitter: returns how many seconds to wait, given the longest that it may be.
+            keepalive_s: a libvirtd that says nothing for four times as long is given up.
         """
         self._uri = uri
         self._record = record
         self._on_up = on_up
         self._fatal = fatal
         self._jitter = jitter
+        self._keepalive_s = keepalive_s
         self._pool = Pool("libvirt-link", 2)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._life: _Life | None = None
@@ -161,7 +165,12 @@ class Connection:
         self.link += 1
         self.connected, self.cause, self._loss_told = True, None, False
         self._blind_since = None
-        log.info("libvirt %s at %s: connected", links.facts.libvirt_version, self._uri)
+        log.info(
+            "libvirt %s at %s: connected",
+            links.facts.libvirt_version,
+            self._uri,
+            extra={"MESSAGE_ID": messages.LIBVIRT_BACK},
+        )
         self._on_up()
 
     def _connect(self, life: _Life) -> Links:
@@ -177,7 +186,13 @@ class Connection:
         def raised(error: BaseException) -> None:
             self._on_loop(self._fatal, error)
 
-        links = Links(self._uri, on_event=event, on_close=closed, on_raise=raised)
+        links = Links(
+            self._uri,
+            keepalive_s=self._keepalive_s,
+            on_event=event,
+            on_close=closed,
+            on_raise=raised,
+        )
         if not life.listening:  # nobody waits any more
             links.close()
         return links
@@ -211,7 +226,9 @@ class Connection:
         self.connected, self.cause = False, cause
         if not self._loss_told:
             self._loss_told = True
-            log.warning("libvirt at %s: %s", self._uri, cause)
+            log.warning(
+                "libvirt at %s: %s", self._uri, cause, extra={"MESSAGE_ID": messages.LIBVIRT_LOST}
+            )
             time = self._blind_since or _now()
             self._record(LinkLost(time=time, cause=cause, link=self.link))
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from typing import TYPE_CHECKING, TypeVar
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import libvirt
 
@@ -22,49 +20,43 @@ from vmagentd.errors import (
     LibvirtUnreachable,
     NoShutdownMethod,
     OutcomeUnknown,
-    VmNotFound,
 )
+from vmagentd.failpoints import failpoint
 from vmagentd.model import Query, Source, Survey, VmUuid
 
-from .pool import NotRun, Pool
-from .survey import find, find_name, sight, sight_all
+from .guest import REBOOT, SHUTDOWN, AskMethod, Wish, ways
+from .pool import NotRun, Pool, measured
+from .survey import find, find_name, seen, sight_all
 from .translate import libvirt_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmagentd.model import Sighting
-
     from .connection import Connection
     from .events import VirConnect, VirDomain
+    from .pool import OnCall
 
 T = TypeVar("T")
 
-_AGENT_CONNECTED = "devices/channel/target[@name='org.qemu.guest_agent.0'][@state='connected']"
 _LOOK_UP_DEADLINE = timedelta(seconds=10)
 _SURVEY_DEADLINE = timedelta(seconds=60)
 _PRESS_DEADLINE = timedelta(seconds=10)
+_RESET_DEADLINE = timedelta(seconds=30)
 # libvirt gives an agent that does not answer 5 s. A call that takes longer was heard: it waits
 # until the guest is down.
 _AGENT_DEADLINE = timedelta(seconds=7)
+# An agent that was asked in vain is left alone for so long: each press would wait for it anew.
+_AGENT_REST_S = 15.0
 # libvirtd gives a process that does not end 10 s after SIGTERM, then up to 30 s after SIGKILL.
 _DESTROY_DEADLINE = timedelta(seconds=50)
 
 
-class ShutdownMethod(StrEnum):
-    """How a guest was asked to shut down."""
+class _Begin(TypedDict):
+    """What places a query among the other facts, see `model.Survey`."""
 
-    GUEST_AGENT = "GUEST_AGENT"
-    ACPI = "ACPI"
-    # the hypervisor's own way, where it is not QEMU
-    DRIVER = "DRIVER"
-
-
-_SHUTDOWN_FLAGS = {
-    ShutdownMethod.GUEST_AGENT: libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT,
-    ShutdownMethod.ACPI: libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
-    ShutdownMethod.DRIVER: 0,
-}
+    number: int
+    after_event: int
+    begin_time: datetime
 
 
 class Domains:
@@ -76,13 +68,24 @@ class Domains:
     does not begin; one that has begun goes on.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, on_call: OnCall = lambda *_: None) -> None:
+        """Prepare.
+
+        Args:
+            connection: what is asked.
+            on_call: told of each call: its name, `ok` or the name of its error, its seconds.
+        """
         self._connection = connection
+        self._on_call = on_call
         self._observe = Pool("libvirt-observe", 4)
         self._act = Pool("libvirt-act", 16)
         self._kill = Pool("libvirt-kill", 8)
         # VMs whose agent was asked by a call that has not returned
         self._agent_busy: set[VmUuid] = set()
+        # VMs whose agent was asked in vain a little while ago
+        self._agent_rests: set[VmUuid] = set()
+        # surveys and queries that have begun
+        self._begun = 0
 
     def close(self) -> None:
         """Let the threads end; calls that wait never begin."""
@@ -91,57 +94,32 @@ class Domains:
 
     async def survey(self) -> Survey:
         """List all VMs with what is true of each."""
-        after_event, begin_time = self._connection.events_taken, datetime.now(UTC)
+        begin = self._begin()
         link, monitored = self._connection.link, self._connection.links().monitored
-        sightings, unreadable = await self._ask(sight_all, deadline=_SURVEY_DEADLINE)
+        sightings, unreadable = await self._ask(
+            sight_all, name="survey", deadline=_SURVEY_DEADLINE
+        )
         return Survey(
             sightings=sightings,
             unreadable=unreadable,
-            after_event=after_event,
-            begin_time=begin_time,
             link=link,
             monitored=monitored,
+            **begin,
         )
 
     async def look_up(self, vm: VmUuid, *, source: Source = Source.SURVEY) -> Query:
         """Ask for one VM; the sighting is None only if libvirt says that it does not know it."""
-        after_event, begin_time = self._connection.events_taken, datetime.now(UTC)
-
-        def look(link: VirConnect) -> Sighting | None:
-            try:
-                return sight(link, find(link, vm))
-            except VmNotFound:
-                return None
-
-        return Query(
-            vm=vm,
-            sighting=await self._ask(look),
-            after_event=after_event,
-            begin_time=begin_time,
-            source=source,
-        )
+        begin = self._begin()
+        sighting = await self._ask(lambda link: seen(link, find, vm))
+        return Query(vm=vm, sighting=sighting, source=source, **begin)
 
     async def look_up_name(self, name: str, *, source: Source = Source.SURVEY) -> Query | None:
         """Ask for the VM that bears a name now; None if libvirt knows none."""
-        after_event, begin_time = self._connection.events_taken, datetime.now(UTC)
-
-        def look(link: VirConnect) -> Sighting | None:
-            try:
-                domain = find_name(link, name)
-                return None if domain is None else sight(link, domain)
-            except VmNotFound:
-                return None
-
-        sighting = await self._ask(look)
+        begin = self._begin()
+        sighting = await self._ask(lambda link: seen(link, find_name, name))
         if sighting is None:
             return None
-        return Query(
-            vm=sighting.vm,
-            sighting=sighting,
-            after_event=after_event,
-            begin_time=begin_time,
-            source=source,
-        )
+        return Query(vm=sighting.vm, sighting=sighting, source=source, **begin)
 
     async def start(
         self, vm: VmUuid, *, paused: bool, discard_saved_state: bool, deadline: timedelta
@@ -158,11 +136,11 @@ class Domains:
             self._act, vm, "start", lambda domain: domain.createWithFlags(flags), deadline=deadline
         )
 
-    async def shutdown(self, vm: VmUuid) -> ShutdownMethod:
+    async def shutdown(self, vm: VmUuid) -> AskMethod:
         """Ask the guest once to shut down; it may take its time, or ignore it.
 
-        The guest agent is asked if it is connected, and the ACPI button pressed at once if the
-        agent refuses, or still has not answered the call before.
+        The guest agent is asked if it is connected. The ACPI button is pressed at once if the
+        agent refuses or is silent, did so a little while ago, or is busy with the call before.
 
         Returns:
             The method that was used. With the agent, the guest may already be down.
@@ -172,23 +150,43 @@ class Domains:
             NoShutdownMethod: the guest has neither a connected agent nor ACPI.
             LibvirtInvalidState: it does not run.
         """
-        methods = await self._ask(lambda link: _shutdown_methods(link, vm))
-        agent, acpi = ShutdownMethod.GUEST_AGENT, ShutdownMethod.ACPI
-        if agent in methods and vm not in self._agent_busy:
-            try:
-                return await self._ask_agent(vm)
-            except (LibvirtInvalidState, LibvirtUnreachable, OutcomeUnknown):
-                raise
-            except HypervisorError:
-                if acpi not in methods:
-                    raise
-        for method in (acpi, ShutdownMethod.DRIVER):
-            if method in methods:
-                await self._press(vm, _SHUTDOWN_FLAGS[method])
-                return method
-        if agent in methods:  # asked before; that call still waits for the guest
-            return agent
-        raise NoShutdownMethod(vm, "it has no ACPI and no guest agent is connected")
+        return await self._ask_guest(vm, SHUTDOWN)
+
+    async def reboot(self, vm: VmUuid) -> AskMethod:
+        """Ask the guest once to reboot, as `shutdown` does.
+
+        After the ACPI button, libvirt resets a guest that has shut down, in the same process.
+        """
+        return await self._ask_guest(vm, REBOOT)
+
+    async def reset(self, vm: VmUuid) -> None:
+        """Reset the guest, like its reset button; returns when libvirt says that it was.
+
+        Raises:
+            VmNotFound: libvirt does not know the VM.
+            LibvirtInvalidState: it does not run.
+        """
+        await self._change(
+            self._kill, vm, "reset", lambda domain: domain.reset(0), deadline=_RESET_DEADLINE
+        )
+
+    async def pause(self, vm: VmUuid, *, deadline: timedelta) -> None:
+        """Take the CPU from the guest; errors as `reset`."""
+        await self._change(
+            self._act, vm, "suspend", lambda domain: domain.suspend(), deadline=deadline
+        )
+
+    async def resume(self, vm: VmUuid, *, deadline: timedelta) -> None:
+        """Give the CPU back to a guest that is paused; errors as `reset`."""
+        await self._change(
+            self._act, vm, "resume", lambda domain: domain.resume(), deadline=deadline
+        )
+
+    async def wake(self, vm: VmUuid, *, deadline: timedelta) -> None:
+        """Wake a guest that sleeps; errors as `reset`."""
+        await self._change(
+            self._act, vm, "pMWakeup", lambda domain: domain.pMWakeup(0), deadline=deadline
+        )
 
     async def destroy(self, vm: VmUuid) -> None:
         """Force a VM off; returns when libvirt says that its process has ended.
@@ -201,46 +199,87 @@ class Domains:
             self._kill, vm, "destroy", lambda domain: domain.destroy(), deadline=_DESTROY_DEADLINE
         )
 
-    async def _ask_agent(self, vm: VmUuid) -> ShutdownMethod:
+    def _begin(self) -> _Begin:
+        self._begun += 1
+        return {
+            "number": self._begun,
+            "after_event": self._connection.events_taken,
+            "begin_time": datetime.now(UTC),
+        }
+
+    async def _ask_guest(self, vm: VmUuid, wish: Wish) -> AskMethod:
+        methods = await self._ask(lambda link: ways(link, vm))
+        agent, acpi = AskMethod.GUEST_AGENT, AskMethod.ACPI
+        rests = vm in self._agent_rests and acpi in methods
+        if agent in methods and vm not in self._agent_busy and not rests:
+            try:
+                return await self._ask_agent(vm, wish)
+            except (LibvirtInvalidState, LibvirtUnreachable, OutcomeUnknown):
+                raise
+            except HypervisorError:
+                methods = await self._ask(lambda link: ways(link, vm))
+                # An agent that has left has heard: its guest goes down. The button would reach
+                # one that is on its way, or that has just rebooted, and switch that off.
+                if agent not in methods:
+                    return agent
+                if acpi not in methods:  # it refuses, and nothing else can be asked
+                    raise
+                self._agent_rests.add(vm)
+                loop = asyncio.get_running_loop()
+                loop.call_later(_AGENT_REST_S, self._agent_rests.discard, vm)
+        for method in (acpi, AskMethod.DRIVER):
+            if method in methods:
+                await self._press(vm, wish, method)
+                return method
+        if agent in methods:  # asked before; that call still waits for the guest
+            return agent
+        raise NoShutdownMethod(vm, "it has no ACPI and no guest agent is connected")
+
+    async def _ask_agent(self, vm: VmUuid, wish: Wish) -> AskMethod:
         loop = asyncio.get_running_loop()
-        flags = _SHUTDOWN_FLAGS[ShutdownMethod.GUEST_AGENT]
+        flags = wish.flags[AskMethod.GUEST_AGENT]
         began = False
 
         def ask(domain: VirDomain) -> None:
             nonlocal began
             began = True
             try:
-                domain.shutdownFlags(flags)
+                wish.call(domain, flags)
             finally:
                 # not where it is awaited: that may be given up before the call returns
                 loop.call_soon_threadsafe(self._agent_busy.discard, vm)
 
         self._agent_busy.add(vm)
         try:
-            await self._change(self._act, vm, "shutdown", ask, deadline=_AGENT_DEADLINE)
+            await self._change(self._act, vm, wish.name, ask, deadline=_AGENT_DEADLINE)
         except OutcomeUnknown as error:
             if not isinstance(error.__cause__, TimeoutError):
                 raise
         finally:
             if not began:
                 self._agent_busy.discard(vm)
-        return ShutdownMethod.GUEST_AGENT
+        return AskMethod.GUEST_AGENT
 
-    async def _press(self, vm: VmUuid, flags: int) -> None:
+    async def _press(self, vm: VmUuid, wish: Wish, method: AskMethod) -> None:
+        flags = wish.flags[method]
         await self._change(
             self._act,
             vm,
-            "shutdown",
-            lambda domain: domain.shutdownFlags(flags),
+            wish.name,
+            lambda domain: wish.call(domain, flags),
             deadline=_PRESS_DEADLINE,
         )
 
     async def _ask(
-        self, question: Callable[[VirConnect], T], *, deadline: timedelta = _LOOK_UP_DEADLINE
+        self,
+        question: Callable[[VirConnect], T],
+        *,
+        name: str = "query",
+        deadline: timedelta = _LOOK_UP_DEADLINE,
     ) -> T:
         """Run a query; one that is not answered in time says nothing about any VM."""
         try:
-            return await self._run(self._observe, question, deadline)
+            return await self._run(self._observe, name, question, deadline)
         except TimeoutError as error:
             raise LibvirtUnreachable(self._why(deadline)) from error
 
@@ -262,11 +301,13 @@ class Domains:
             domain = find(link, vm)
             if not _take(leave):
                 raise LibvirtUnreachable("given up")
+            failpoint("before", name)
             with libvirt_errors(vm, alive=link.isAlive, effect=name):
                 change(domain)
+            failpoint("after", name)
 
         try:
-            await self._run(pool, call, deadline)
+            await self._run(pool, name, call, deadline)
         except TimeoutError as error:
             if _take(leave):
                 raise LibvirtUnreachable(self._why(deadline)) from error
@@ -278,7 +319,9 @@ class Domains:
     def _why(self, deadline: timedelta) -> str:
         return self._connection.cause or f"no answer in {deadline.total_seconds():g} s"
 
-    async def _run(self, pool: Pool, call: Callable[[VirConnect], T], deadline: timedelta) -> T:
+    async def _run(
+        self, pool: Pool, name: str, call: Callable[[VirConnect], T], deadline: timedelta
+    ) -> T:
         links = self._connection.links()
 
         def run(number: int) -> T:
@@ -292,7 +335,8 @@ class Domains:
         # hangs for as long as libvirtd does.
         lost = self._connection.lost()
         try:
-            return await pool.run(run, deadline=deadline, hurry=lost)
+            with measured(name, self._on_call):
+                return await pool.run(run, deadline=deadline, hurry=lost)
         except NotRun as error:
             raise LibvirtUnreachable(str(error)) from error
 
@@ -303,18 +347,3 @@ def _take(leave: list[bool]) -> bool:
         return leave.pop()
     except IndexError:
         return False
-
-
-def _shutdown_methods(link: VirConnect, vm: VmUuid) -> frozenset[ShutdownMethod]:
-    domain = find(link, vm)
-    with libvirt_errors(vm, alive=link.isAlive):
-        if link.getType() != "QEMU":
-            return frozenset({ShutdownMethod.DRIVER})
-        definition = ElementTree.fromstring(domain.XMLDesc())  # noqa: S314  (libvirt wrote it)
-    methods = set()
-    if definition.find("features/acpi") is not None:
-        methods.add(ShutdownMethod.ACPI)
-    # libvirt puts the state there while the VM runs
-    if definition.find(_AGENT_CONNECTED) is not None:
-        methods.add(ShutdownMethod.GUEST_AGENT)
-    return frozenset(methods)

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from vmagentd.model import EventKind, RawPair
 
-_KEEPALIVE_INTERVAL_S, _KEEPALIVE_COUNT = 5, 3  # cut off after 20 s of silence
+# A link is cut off after so many intervals of silence, and one.
+_KEEPALIVE_COUNT = 3
 _NO_SUPPORT = 3
 _CLOSE_REASONS = {
     libvirt.VIR_CONNECT_CLOSE_REASON_ERROR: "connection closed: I/O error",
@@ -47,6 +48,7 @@ class Links:
         self,
         uri: str,
         *,
+        keepalive_s: int,
         on_event: Callable[[VirDomain, EventKind, RawPair], None],
         on_close: Callable[[str], None],
         on_raise: Callable[[BaseException], None],
@@ -55,6 +57,7 @@ class Links:
 
         Args:
             uri: libvirt's connection URI.
+            keepalive_s: interval in which each link is asked whether it is still there.
             on_event: called in the `libvirt-events` thread with each event.
             on_close: called with the cause when the events link is found broken, perhaps more
                 than once, in whichever thread finds it.
@@ -63,7 +66,7 @@ class Links:
         Raises:
             LibvirtUnreachable: for whatever reason.
         """
-        self._uri = uri
+        self._uri, self._keepalive_s = uri, keepalive_s
         self._events: VirConnect = None
         self._own: dict[tuple[str, int], VirConnect] = {}
         self._shared = uri.partition(":")[0] == "test"
@@ -71,7 +74,7 @@ class Links:
         self._on_close = on_close
         self._subscription: Subscription | None = None
         try:
-            self._events = _open(uri)
+            self._events = _open(uri, keepalive_s)
             self.facts = _facts(self._events)
             _register_close(self._events, on_close)
             self._subscription = Subscription(self._events, on_event=on_event, on_raise=on_raise)
@@ -98,7 +101,7 @@ class Links:
         link = self._own.get((role, number))
         if link is None or not link.isAlive():
             try:
-                link = _open(self._uri)
+                link = _open(self._uri, self._keepalive_s)
             except libvirt.libvirtError as error:
                 raise LibvirtUnreachable(_text(error)) from error
             self._own[role, number] = link
@@ -135,10 +138,10 @@ class Links:
         self._own.clear()
 
 
-def _open(uri: str) -> VirConnect:
+def _open(uri: str, keepalive_s: int) -> VirConnect:
     link = libvirt.open(uri)
     try:
-        link.setKeepAlive(_KEEPALIVE_INTERVAL_S, _KEEPALIVE_COUNT)
+        link.setKeepAlive(keepalive_s, _KEEPALIVE_COUNT)
     except libvirt.libvirtError as error:
         _pass_unsupported(error)
     return link

@@ -12,11 +12,13 @@ import asyncio
 import logging
 import threading
 from concurrent.futures import Future
+from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from datetime import timedelta
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 _HURRY_S = 1.0
 
 T = TypeVar("T")
+# told of a call: its name, `ok` or the name of its error, its seconds
+OnCall: TypeAlias = "Callable[[str, str, float], object]"
 _Job = tuple[Future[Any], "Callable[[int], Any]"]
 
 
@@ -113,6 +117,19 @@ class Pool:
 
     def _late(self, future: Future[Any]) -> None:
         log.debug("%s: late: %r", self.name, future.exception() or "done")
+
+
+@contextmanager
+def measured(name: str, tell: OnCall) -> Iterator[None]:
+    """Tell *name*, how the body ended (`ok` or the name of its error), and its seconds."""
+    begin, result = monotonic(), "ok"
+    try:
+        yield
+    except BaseException as error:
+        result = type(error).__name__
+        raise
+    finally:
+        tell(name, result, monotonic() - begin)
 
 
 def _work(jobs: SimpleQueue[_Job | None], number: int) -> None:

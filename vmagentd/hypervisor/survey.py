@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import libvirt
 
@@ -18,12 +18,28 @@ from vmagentd.model import RawPair, Reason, Sighting, Unresponsive, VmState, VmU
 from .translate import libvirt_errors, state_and_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from .events import VirConnect, VirDomain
 
-# One reply of libvirtd holds the statistics of 4096 domains at most.
-_CHUNK = 1000
+R = TypeVar("R")
+
+# Of how many domains libvirtd tells the statistics in one reply, at most of 4096. More in one are
+# no faster, and 1,000 left the process 1 MiB larger for good (measured).
+_CHUNK = 100
+# What is asked of domains that are off, and then of all others. Of these it is their state only:
+# with its size libvirt tells what it asks the process for, and one that hangs does not answer.
+# NOWAIT passes over those that somebody waits for already, but would be the first to wait.
+_ASKED = (
+    (
+        libvirt.VIR_DOMAIN_STATS_STATE
+        | libvirt.VIR_DOMAIN_STATS_BALLOON
+        | libvirt.VIR_DOMAIN_STATS_VCPU,
+        libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_INACTIVE
+        | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT,
+    ),
+    (libvirt.VIR_DOMAIN_STATS_STATE, 0),
+)
 _NOT_RUNNING = -1
 _SHUTOFF = 5
 # virDomainControlState: a monitor command is under way; the monitor is broken
@@ -62,35 +78,47 @@ def sight(link: VirConnect, domain: VirDomain) -> Sighting:
         return _sighting(
             domain,
             vm,
-            RawPair(*domain.state()),
+            _raw(domain, {}),
+            size=_size(domain, {}),
             persistent=bool(domain.isPersistent()),
             saved=lambda: bool(domain.hasManagedSaveImage()),
         )
 
 
+def seen(
+    link: VirConnect, find_it: Callable[[VirConnect, R], VirDomain | None], ref: R
+) -> Sighting | None:
+    """Ask for the VM that is found by *ref*; None if libvirt does not know it."""
+    try:
+        domain = find_it(link, ref)
+        return None if domain is None else sight(link, domain)
+    except VmNotFound:
+        return None
+
+
 def sight_all(link: VirConnect) -> tuple[tuple[Sighting, ...], tuple[VmUuid, ...]]:
     """Ask for all VMs.
 
-    States, persistence and saved images come in bulk; the size of a VM costs one call each.
+    All comes in bulk, but for the size of each VM that is not off, and whether it hangs.
 
     Returns:
         What was seen, and those VMs that libvirt lists and yet does not tell of.
     """
     with libvirt_errors(alive=link.isAlive):
-        found = _states(link, link.listAllDomains())
+        found = _stats(link, link.listAllDomains())
         # of persistent and transient VMs, the latter are few if any
         transient = _listed(link, libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)
         saved = _listed(link, libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)
     seen: list[Sighting] = []
     unreadable: list[VmUuid] = []
-    for domain, raw in found:
-        vm = VmUuid(domain.UUIDString())
+    for vm, domain, stats in found:
         try:
             with libvirt_errors(vm, alive=link.isAlive):
                 sighting = _sighting(
                     domain,
                     vm,
-                    raw or RawPair(*domain.state()),
+                    _raw(domain, stats),
+                    size=_size(domain, stats),
                     persistent=vm not in transient,
                     saved=partial(saved.__contains__, vm),
                 )
@@ -109,27 +137,45 @@ def _listed(link: VirConnect, flag: int) -> frozenset[str]:
     return frozenset(domain.UUIDString() for domain in link.listAllDomains(flag))
 
 
-def _states(link: VirConnect, domains: list[VirDomain]) -> list[tuple[VirDomain, RawPair | None]]:
-    """Return the domains with their states, None for those that libvirt left out.
+def _stats(
+    link: VirConnect, domains: list[VirDomain]
+) -> list[tuple[VmUuid, VirDomain, Mapping[str, int]]]:
+    """Return the domains with what libvirt tells of them in bulk: nothing, if it left one out."""
+    found: list[tuple[VmUuid, VirDomain, Mapping[str, int]]] = []
+    left = {VmUuid(domain.UUIDString()): domain for domain in domains}
+    for stats, flags in _ASKED:
+        asked = [*left.values()]
+        for first in range(0, len(asked), _CHUNK):
+            chunk = asked[first : first + _CHUNK]
+            for domain, told in link.domainListGetStats(chunk, stats, flags):
+                vm = VmUuid(domain.UUIDString())
+                if "state.reason" in told and left.pop(vm, None) is not None:
+                    found.append((vm, domain, told))
+    return found + [(vm, domain, {}) for vm, domain in left.items()]
 
-    Of all statistics only this one takes no job and asks no guest, so it needs no NOWAIT.
-    """
-    found: list[tuple[VirDomain, RawPair | None]] = [
-        (domain, RawPair(stats["state.state"], stats["state.reason"]))
-        for first in range(0, len(domains), _CHUNK)
-        for domain, stats in link.domainListGetStats(
-            domains[first : first + _CHUNK], libvirt.VIR_DOMAIN_STATS_STATE
-        )
-        if "state.reason" in stats
-    ]
-    if len(found) < len(domains):
-        told = {domain.UUIDString() for domain, _ in found}
-        found += [(domain, None) for domain in domains if domain.UUIDString() not in told]
-    return found
+
+def _raw(domain: VirDomain, stats: Mapping[str, int]) -> RawPair:
+    if not stats:
+        return RawPair(*domain.state())
+    return RawPair(stats["state.state"], stats["state.reason"])
+
+
+def _size(domain: VirDomain, stats: Mapping[str, int]) -> tuple[int, int]:
+    """Return how many vCPUs it has, and the most memory that it may have, in KiB."""
+    if "vcpu.current" in stats and "balloon.maximum" in stats:
+        return stats["vcpu.current"], stats["balloon.maximum"]
+    _, memory_kib, _, vcpus, _ = domain.info()
+    return vcpus, memory_kib
 
 
 def _sighting(
-    domain: VirDomain, vm: VmUuid, raw: RawPair, *, persistent: bool, saved: Callable[[], bool]
+    domain: VirDomain,
+    vm: VmUuid,
+    raw: RawPair,
+    *,
+    size: tuple[int, int],
+    persistent: bool,
+    saved: Callable[[], bool],
 ) -> Sighting:
     state, reason = state_and_reason(raw.major, raw.minor)
     # Why it is off does not tell whether there is an image that the next start resumes: libvirt
@@ -140,7 +186,7 @@ def _sighting(
         state = VmState.STOPPED
     run_id = domain.ID()
     active = run_id != _NOT_RUNNING if state is VmState.UNRECOGNIZED else raw.major != _SHUTOFF
-    _, memory_kib, _, vcpus, _ = domain.info()
+    vcpus, memory_kib = size
     return Sighting(
         vm=vm,
         name=domain.name(),
