@@ -1,53 +1,32 @@
-"""Takes operations in, and sees them through to their end."""
+"""Sees operations through: from when they are asked for to their end."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid4
 
+from vmagentd import messages
 from vmagentd.errors import (
     CancelledByStop,
     JournalUnwritable,
-    LibvirtUnreachable,
     OperationCancelled,
-    OperationInProgress,
     OperationInterrupted,
-    RequestIdReused,
+    OperationNotFound,
     ShuttingDown,
     VmagentdError,
-    VmNotFound,
 )
-from vmagentd.lifecycle.steps import Meeting, meeting
-from vmagentd.model import (
-    JoinedRequest,
-    Operation,
-    OperationFailure,
-    OperationId,
-    OperationOutcome,
-    OperationPhase,
-    OperationStep,
-    Source,
-    StartParameters,
-    StopMode,
-    StopParameters,
-    VmUuid,
-)
-from vmagentd.operations.run import Run
-from vmagentd.operations.start import resume_start, start
-from vmagentd.operations.stop import stop
+from vmagentd.model import Operation, OperationFailure, OperationPhase
+from vmagentd.operations.intake import Intake, Request
+from vmagentd.operations.lasting import outlast
+from vmagentd.operations.run import Run, log_fields
+from vmagentd.operations.verbs import VERBS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
-    from datetime import timedelta
+    import asyncio
+    from collections.abc import AsyncGenerator, Callable
 
-    from vmagentd.hypervisor.domains import Domains
-    from vmagentd.journal.store import Journal
-    from vmagentd.model import Vm
-    from vmagentd.operations.stop import StopTimes
+    from vmagentd.model import Caller, OperationId, OperationOutcome, Parameters, VmUuid
+    from vmagentd.operations.means import Means
 
 log = logging.getLogger(__name__)
 
@@ -56,30 +35,29 @@ class Operations:
     """The operations of one host: at most one under way for each VM."""
 
     def __init__(
-        self, journal: Journal, domains: Domains, *, tasks: asyncio.TaskGroup, times: StopTimes
+        self,
+        means: Means,
+        *,
+        tasks: asyncio.TaskGroup,
+        on_end: Callable[[Operation], object] = lambda _: None,
     ) -> None:
         """Prepare.
 
         Args:
-            journal: where operations are kept and VMs are watched.
-            domains: asks libvirt.
+            means: what operations are carried out with.
             tasks: owns the tasks; when it ends them, operations stay open in the journal.
-            times: how a VM is stopped.
+            on_end: told of each operation that has ended, once that is committed.
         """
-        self._journal = journal
-        self._domains = domains
+        self._means, self._journal = means, means.journal
         self._tasks = tasks
-        self._times = times
+        self._on_end = on_end
         self._runs: dict[VmUuid, Run] = {}
-        # requests that are being taken in: a second one of the same id waits for the first
-        self._claims: dict[tuple[str, str], asyncio.Event] = {}
-        # before that, what an earlier daemon left open would not be met
-        self._recovered = asyncio.Event()
+        self._intake = Intake(means, self._runs, tasks=tasks, launch=self._launch)
 
-    async def start(
-        self, ref: str, parameters: StartParameters, *, actor: str, request_id: str | None
+    async def ask(
+        self, ref: str, parameters: Parameters, *, caller: Caller, request_id: str | None
     ) -> AsyncGenerator[Operation]:
-        """Start a VM: yield the operation after each step, the last time when it is over.
+        """Do something to a VM: yield the operation after each step, last when it is over.
 
         Whoever stops listening does not stop the operation.
 
@@ -87,194 +65,49 @@ class Operations:
             RequestError: it was not accepted.
             HypervisorError: it was not accepted: libvirt cannot be asked.
         """
-        async for operation in self._ask(ref, parameters, actor, request_id):
-            yield operation
-
-    async def stop(
-        self, ref: str, parameters: StopParameters, *, actor: str, request_id: str | None
-    ) -> AsyncGenerator[Operation]:
-        """Stop a VM: yield and raise as `start` does."""
-        async for operation in self._ask(ref, parameters, actor, request_id):
-            yield operation
-
-    def recover(self) -> None:
-        """Go on with what an earlier daemon left open. After a survey, once."""
-        for operation in self._journal.left_open:
-            log.info("%s %s: going on with %s", operation.verb, operation.vm_name, operation.id)
-            run = Run(operation, self._journal, self._domains, accepted=True)
-            self._launch(run, resumed=True)
-        self._recovered.set()
-
-    async def _ask(
-        self,
-        ref: str,
-        parameters: StartParameters | StopParameters,
-        actor: str,
-        request_id: str | None,
-    ) -> AsyncGenerator[Operation]:
-        taken = await self._take_in(ref, parameters, actor, request_id)
+        asked = Request(ref=ref, parameters=parameters, caller=caller, request_id=request_id)
+        taken = await self._intake.take_in(asked)
         if isinstance(taken, Operation):
             yield taken
             return
         async for operation in taken.follow():
             yield operation
 
-    async def _take_in(
-        self,
-        ref: str,
-        parameters: StartParameters | StopParameters,
-        actor: str,
-        request_id: str | None,
-    ) -> Run | Operation:
-        """Return the run to follow, or the operation that is over already."""
-        async with self._claimed(actor, request_id):
-            if request_id is not None:
-                earlier = await self._earlier(ref, parameters, actor, request_id)
-                if earlier is not None:
-                    return earlier
-            vm = await self._find(ref)
-            operation_id = OperationId(str(uuid4()))
-            met = await self._meet(vm.uuid, parameters, operation_id)
-            if met is not None and not met.over.is_set():
-                if request_id is not None:
-                    await self._journal.accept(
-                        JoinedRequest(
-                            operation=met.operation.id,
-                            actor=actor,
-                            request_id=request_id,
-                            parameters=parameters,
-                        )
-                    )
-                return met
-            # from the meeting to the launch nothing is awaited: nobody comes in between
-            operation = self._operation(operation_id, vm, parameters, actor, request_id)
-            run = Run(operation, self._journal, self._domains)
-            run.predecessor = met.call if met else None
-            self._launch(run, resumed=False)
-            return run
+    async def cancel(self, operation_id: OperationId, *, caller: Caller) -> Operation:
+        """End an operation that is not over; return it once its end is committed.
 
-    @asynccontextmanager
-    async def _claimed(self, actor: str, request_id: str | None) -> AsyncIterator[None]:
-        """Let one request of an id be taken in at a time."""
-        if request_id is None:
-            yield
-            return
-        key = (actor, request_id)
-        while key in self._claims:
-            await self._claims[key].wait()
-        self._claims[key] = asyncio.Event()
-        try:
-            yield
-        finally:
-            self._claims.pop(key).set()
+        The VM is left as it is. What libvirt or the guest was asked for may still come.
 
-    async def _earlier(
-        self,
-        ref: str,
-        parameters: StartParameters | StopParameters,
-        actor: str,
-        request_id: str,
-    ) -> Run | Operation | None:
-        """Return what was made of an earlier request of the same id."""
-        for run in self._runs.values():
-            operation = run.operation
-            if (operation.actor, operation.request_id) == (actor, request_id):
-                if operation.parameters == parameters and self._is_of(operation, ref):
-                    return run
-                raise RequestIdReused(request_id, operation.id)
-        if (stored := await self._journal.request(actor, request_id)) is None:
-            return None
-        operation, asked = stored
-        if asked != parameters or not self._is_of(operation, ref):
-            raise RequestIdReused(request_id, operation.id)
-        # one that it joined may be under way
-        joined = self._runs.get(operation.vm)
-        return joined if joined and joined.operation.id == operation.id else operation
-
-    def _is_of(self, operation: Operation, ref: str) -> bool:
-        """Whether *ref* means the VM of *operation*."""
-        vm = self._journal.find(ref)
-        return ref == operation.vm_name or (vm is not None and vm.uuid == operation.vm)
-
-    async def _find(self, ref: str) -> Vm:
-        """Return the VM that is meant; asks libvirt for one that was never heard of."""
-        link = self._journal.link
-        if not link.connected:
-            raise LibvirtUnreachable(link.cause or "not connected", link.blind_since)
-        await self._recovered.wait()
-        vm = self._journal.find(ref)
-        if vm is None:
-            self._journal.check_writable()
-            try:
-                uuid = VmUuid(str(UUID(ref)))
-            except ValueError:
-                query = await self._domains.look_up_name(ref, source=Source.SURVEY)
-            else:
-                query = await self._domains.look_up(uuid, source=Source.SURVEY)
-            if query is not None and query.sighting is not None:
-                await self._journal.append(query)
-            vm = self._journal.find(ref)
-        if vm is None:
-            raise VmNotFound(ref)
-        return vm
-
-    async def _meet(
-        self,
-        vm: VmUuid,
-        parameters: StartParameters | StopParameters,
-        operation_id: OperationId,
-    ) -> Run | None:
-        """Return the run that is joined, or the one that is over because of this request."""
-        while (run := self._runs.get(vm)) is not None:
-            match meeting(run.operation, parameters):
-                case Meeting.JOIN:
-                    return run
-                case Meeting.ESCALATE:
-                    log.info("stop %s: %s uses force from now on", vm, run.operation.id)
-                    run.escalate()
-                    return run
-                case Meeting.CANCEL:
-                    self._journal.check_writable()  # else it ends for nothing
-                    run.cancel(CancelledByStop(vm, operation_id))
-                    await run.over.wait()
-                    if vm not in self._runs:
-                        return run
-                case Meeting.REFUSE:
-                    raise OperationInProgress(vm, run.operation.id, run.operation.verb)
-        return None
-
-    def _operation(
-        self,
-        operation_id: OperationId,
-        vm: Vm,
-        parameters: StartParameters | StopParameters,
-        actor: str,
-        request_id: str | None,
-    ) -> Operation:
-        now = datetime.now(UTC)
-        return Operation(
-            id=operation_id,
-            vm=vm.uuid,
-            vm_name=vm.name,
-            actor=actor,
-            request_id=request_id,
-            parameters=parameters,
-            phase=OperationPhase.ACCEPTED,
-            steps=(OperationStep(phase=OperationPhase.ACCEPTED, time=now),),
-            accept_time=now,
-            deadline_time=now + self._allowed(parameters),
+        Raises:
+            OperationNotFound: there is no such operation.
+            LibvirtUnreachable: an earlier daemon left it open, and nobody knows yet how its VM is.
+            JournalUnwritable: its end could not be committed.
+        """
+        await self._intake.until_recovered(operation_id)
+        run = next((run for run in self._runs.values() if run.operation.id == operation_id), None)
+        if run is None:
+            stored = await self._journal.operation(operation_id)
+            if stored is None:
+                raise OperationNotFound(operation_id)
+            return stored
+        await outlast(
+            self._cancel(run, caller), tasks=self._tasks, name=f"CancelOperation {operation_id}"
         )
+        return await run.ended()
 
-    def _allowed(self, parameters: StartParameters | StopParameters) -> timedelta:
-        match parameters:
-            case StartParameters():
-                return parameters.timeout
-            case StopParameters(mode=StopMode.FORCE):
-                return self._times.force_timeout
-            case StopParameters():
-                return parameters.grace_period
+    def recover(self) -> None:
+        """Go on with what an earlier daemon left open. After a survey, once."""
+        for operation in self._journal.left_open:
+            fields = log_fields(operation)
+            log.info("%s %s: goes on", operation.verb.lower(), operation.vm_name, extra=fields)
+            self._launch(Run(operation, self._means, accepted=True), resumed=True)
+        self._intake.recovered.set()
 
-    def _launch(self, run: Run, *, resumed: bool) -> None:
+    async def _cancel(self, run: Run, caller: Caller) -> None:
+        await run.join(None, caller=caller, method="CancelOperation")
+        run.cancel(OperationCancelled(run.operation.vm, run.operation.id, caller.actor))
+
+    def _launch(self, run: Run, *, resumed: bool = False) -> None:
         operation = run.operation
         self._runs[operation.vm] = run
         self._tasks.create_task(
@@ -291,13 +124,16 @@ class Operations:
         why: VmagentdError = ShuttingDown()
         try:
             if not resumed:
-                await run.accept()
+                parameters = run.operation.parameters
+                await run.accept(VERBS[parameters.verb].opening(run, parameters))
+                self._log(run.operation, "accepted")
             await self._conclude(run, resumed=resumed)
         except JournalUnwritable as error:
             why = error
         finally:
             # whoever waits for `over` finds the VM free
             del self._runs[run.operation.vm]
+            run.leave()
             run.abandon(why)
 
     async def _conclude(self, run: Run, *, resumed: bool) -> None:
@@ -306,19 +142,28 @@ class Operations:
         except JournalUnwritable:
             raise
         except VmagentdError as error:
-            await run.look_if_possible()
             await self._fail(run, error)
         else:
             await run.end(OperationPhase.SUCCEEDED, outcome=outcome)
-            self._log(run.operation, outcome)
+            self._tell(run.operation, outcome)
 
     async def _carry_out(self, run: Run, *, resumed: bool) -> OperationOutcome:
-        match run.operation.parameters:
-            case StartParameters() as parameters:
-                procedure = resume_start if resumed else start
+        """Carry it out; once more if it failed without force that was asked for meanwhile.
+
+        The VM was looked at, if that was possible, when it has failed.
+        """
+        verb, parameters = VERBS[run.operation.verb], run.operation.parameters
+        procedure, known = (verb.go_on if resumed else verb.carry_out), run.force_is_due
+        while True:
+            try:
                 return await procedure(run, parameters)
-            case StopParameters() as parameters:
-                return await stop(run, parameters, self._times)
+            except JournalUnwritable:
+                raise
+            except VmagentdError:
+                await run.look_if_possible()
+                if known or not run.force_is_due:
+                    raise
+                known = True
 
     async def _fail(self, run: Run, error: VmagentdError) -> None:
         match error:
@@ -332,9 +177,14 @@ class Operations:
             error=type(error).__name__, message=str(error), facts=error.facts
         )
         await run.end(phase, failure=failure)
-        self._log(run.operation, f"{phase}: {error}")
+        self._tell(run.operation, f"{phase}: {error}")
+
+    def _tell(self, operation: Operation, how: str) -> None:
+        self._on_end(operation)
+        self._log(operation, how)
 
     def _log(self, operation: Operation, how: str) -> None:
+        failed = operation.phase is OperationPhase.FAILED
         log.info(
             "%s %s by %s: %s",
             operation.verb.lower(),
@@ -342,9 +192,10 @@ class Operations:
             operation.actor,
             how,
             extra={
-                "VM_UUID": operation.vm,
-                "VM_NAME": operation.vm_name,
-                "OPERATION_ID": operation.id,
-                "ACTOR": operation.actor,
+                **log_fields(operation),
+                "PEER": operation.peer,
+                "METHOD": operation.method,
+                "REASON": operation.failure.error if operation.failure else None,
+                "MESSAGE_ID": messages.OPERATION_FAILED if failed else None,
             },
         )

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from vmagentd.errors import HypervisorError
-from vmagentd.lifecycle.steps import end, step
-from vmagentd.model import Operation, OperationPhase, Source, StopMode, StopParameters
+from vmagentd.errors import HypervisorError, OutcomeUnknown
+from vmagentd.failpoints import failpoint
+from vmagentd.lifecycle.steps import end, is_forced, meant_for, step
+from vmagentd.model import JoinedRequest, Operation, OperationOutcome, OperationPhase, Source
+from vmagentd.operations.bound import Bound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from types import TracebackType
 
     from vmagentd.errors import VmagentdError
-    from vmagentd.hypervisor.domains import Domains
-    from vmagentd.journal.store import Journal
-    from vmagentd.model import OperationFailure, OperationOutcome, Revision, Vm
+    from vmagentd.model import (
+        Caller,
+        OperationFailure,
+        Parameters,
+        Revision,
+        Vm,
+    )
+    from vmagentd.operations.means import Means
+    from vmagentd.operations.starts import Claim
 
 
 log = logging.getLogger(__name__)
@@ -27,56 +35,39 @@ log = logging.getLogger(__name__)
 EVENT_DUE_S: Final = 1.0
 
 
-class Bound:
-    """A wait that ends quietly: at its time, or when somebody ends it before."""
-
-    def __init__(self, time: float) -> None:
-        self._timeout = asyncio.timeout_at(time)
-        self._over = True  # so far
-
-    def end(self) -> None:
-        """End the wait now, if it goes on."""
-        if not self._over:
-            self._timeout.reschedule(asyncio.get_running_loop().time())
-
-    async def __aenter__(self) -> None:
-        self._over = False
-        await self._timeout.__aenter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        self._over = True
-        try:
-            await self._timeout.__aexit__(kind, error, traceback)
-        except TimeoutError:
-            return True
-        return False
+def log_fields(operation: Operation) -> dict[str, object]:
+    """Return what a log record tells of *operation* beside its message."""
+    return {
+        "VM_UUID": operation.vm,
+        "VM_NAME": operation.vm_name,
+        "OPERATION_ID": operation.id,
+        "ACTOR": operation.actor,
+    }
 
 
 class Run:
     """An operation under way. One task carries it out; others follow it, or interrupt it."""
 
-    def __init__(
-        self, operation: Operation, journal: Journal, domains: Domains, *, accepted: bool = False
-    ) -> None:
+    def __init__(self, operation: Operation, means: Means, *, accepted: bool = False) -> None:
         """Take *operation* over, which an earlier daemon has *accepted*, or which is new."""
         self.operation = operation
-        self.domains = domains
+        self.domains, self.times, self.starts = means.domains, means.times, means.starts
         # what libvirt is still busy with for an operation before this one: its start
         self.predecessor: asyncio.Task[VmagentdError | None] | None = None
+        # its first step was taken as it was accepted: libvirt is asked next, by what is known
+        self.opened = False
+        # its turn among the starts of the host, or its place before that
+        self.claim: Claim | None = None
         # a start that libvirt has not answered yet
         self.call: asyncio.Task[VmagentdError | None] | None = None
-        # use force from now on: a forced Stop came, or an earlier daemon had come to that
-        self.escalated = operation.phase is OperationPhase.FORCING
         # loop time of the operation's own deadline
-        self.deadline = asyncio.get_running_loop().time() + max(
-            (operation.deadline_time - datetime.now(UTC)).total_seconds(), 0
-        )
-        self._journal = journal
+        left = means.clock.left(operation).total_seconds()
+        self.deadline = asyncio.get_running_loop().time() + left
+        # its place among those that wait for their turn, from 1; 0 if it does not
+        self.queue_place = 0
+        self._journal = means.journal
+        # it is gone perhaps, and may be forgotten until this operation is accepted
+        self._found = self._journal.vms[operation.vm]
         self._cancelled: VmagentdError | None = None
         self._bound: Bound | None = None
         # every step that is committed, for those who follow
@@ -89,7 +80,7 @@ class Run:
     @property
     def vm(self) -> Vm:
         """The VM as the journal has it now."""
-        return self._journal.vms[self.operation.vm]
+        return self._journal.vms.get(self.operation.vm, self._found)
 
     @property
     def head(self) -> Revision:
@@ -98,10 +89,33 @@ class Run:
 
     @property
     def forced(self) -> bool:
-        """Whether the VM is to be forced off without asking the guest."""
-        parameters = self.operation.parameters
-        by_request = isinstance(parameters, StopParameters) and parameters.mode is StopMode.FORCE
-        return self.escalated or by_request
+        """Whether the guest is not to be asked, or not any more."""
+        has_come_to_it = self.operation.phase is OperationPhase.FORCING
+        return self.operation.escalated or has_come_to_it or is_forced(self.operation.parameters)
+
+    @property
+    def force_is_due(self) -> bool:
+        """Whether somebody who joined it wants force, which it has not come to and may."""
+        used = self.operation.phase is OperationPhase.FORCING
+        return self.operation.escalated and not used and not self.ending
+
+    @property
+    def ending(self) -> bool:
+        """Whether it was cancelled, or its end is being committed: force comes too late for it."""
+        return self._cancelled is not None or self.operation.phase.final
+
+    @property
+    def time_left(self) -> timedelta:
+        """The time until its deadline."""
+        return timedelta(seconds=max(self.deadline - asyncio.get_running_loop().time(), 0))
+
+    def holds(self) -> OperationOutcome:
+        """Return how an operation succeeded whose wish is found to hold.
+
+        It did that if libvirt was asked before, perhaps by an earlier daemon.
+        """
+        asked = len(self.operation.steps) > 1 and not self.opened
+        return OperationOutcome.DONE if asked else OperationOutcome.ALREADY_DONE
 
     # For those who follow it.
 
@@ -111,26 +125,81 @@ class Run:
         Raises:
             VmagentdError: it was abandoned: the daemon ends, or could not accept it.
         """
-        sent = max(len(self._committed) - 1, 0)
+        sent, place = max(len(self._committed) - 1, 0), 0
         while True:
             for operation in self._committed[sent:]:
-                sent += 1
-                yield operation
+                sent, place = sent + 1, self.queue_place
+                yield replace(operation, queue_place=place) if _waits(operation) else operation
                 if operation.phase.final:
                     return
             if sent == len(self._committed):
+                operation = self._committed[-1] if sent else self.operation
+                if sent and _waits(operation) and self.queue_place not in {0, place}:
+                    place = self.queue_place
+                    yield replace(operation, queue_place=place)
+                    continue
                 if self._abandoned is not None:
                     raise self._abandoned
                 await self._grown.wait()
 
+    async def join(
+        self,
+        parameters: Parameters | None,
+        *,
+        caller: Caller,
+        request_id: str | None = None,
+        method: str | None = None,
+    ) -> None:
+        """Commit that a request joined the operation: one for the same, or of another *method*.
+
+        Raises:
+            JournalUnwritable: it did not, and will not.
+        """
+        while not self._committed and self._abandoned is None:
+            await self._grown.wait()  # it comes after what it joins in the journal too
+        await self._journal.accept(
+            JoinedRequest(
+                operation=self.operation.id,
+                vm=self.operation.vm,
+                vm_name=self.operation.vm_name,
+                method=method or self.operation.method,
+                time=datetime.now(UTC),
+                actor=caller.actor,
+                peer=caller.peer,
+                certificate_fingerprint=caller.certificate_fingerprint,
+                request_id=request_id,
+                parameters=parameters,
+            )
+        )
+        if parameters is not None:  # who asks now means the VM as it is now; see `joined`
+            self.bind()
+
+    def bind(self) -> None:
+        """Let the operation be for the present boot of its VM; durable with its next step."""
+        self.operation = meant_for(self.operation, self.vm)
+
+    async def ended(self) -> Operation:
+        """Wait until it is over and return it; raises as `follow`."""
+        return [operation async for operation in self.follow()][-1]
+
+    def place(self, place: int) -> None:
+        """Tell its place among those that wait for their turn."""
+        self.queue_place = place
+        self._grow()
+
     def escalate(self) -> None:
-        """Use force from now on, whatever is being waited for."""
-        self.escalated = True
-        self._interrupt()
+        """Use force from now on, whatever is being waited for: somebody joined who wants it."""
+        under_force = self.forced
+        self.operation = replace(self.operation, escalated=True)
+        if not under_force:
+            self._interrupt()
 
     def cancel(self, why: VmagentdError) -> None:
-        """End the operation, whatever is being waited for. What libvirt does it goes on doing."""
-        self._cancelled = why
+        """End the operation, whatever is being waited for. What libvirt does it goes on doing.
+
+        Of several reasons the first one stands: it may have been acted upon.
+        """
+        self._cancelled = self._cancelled or why
         self._interrupt()
 
     def abandon(self, why: VmagentdError) -> None:
@@ -139,32 +208,34 @@ class Run:
         self._grow()
         self.over.set()
 
+    def leave(self) -> None:
+        """Let another start have the turn of this one, once libvirt has answered it."""
+        if (claim := self.claim) is None:
+            return
+        if self.call is None or self.call.done():
+            self.starts.leave(claim)
+        else:
+            self.call.add_done_callback(lambda _: self.starts.leave(claim))
+
     # For the task that carries it out.
 
-    async def accept(self) -> None:
-        """Commit the operation: from here on it is promised."""
+    async def accept(self, opening: OperationPhase | None = None) -> None:
+        """Commit the operation, with its first step if it has an *opening*: it is promised now."""
+        self.operation = accepted = meant_for(self.operation, self.vm)
+        if opening is not None:
+            self.operation = step(accepted, opening, time=datetime.now(UTC))
+            self.opened = True
+        failpoint("before", accepted.phase)
         await self._journal.accept(self.operation)
-        self._tell(self.operation)
+        failpoint("after", accepted.phase)
+        self._tell(accepted)
+        if opening is not None:
+            failpoint("after", opening)
+            self._tell(self.operation)
 
     async def step(self, phase: OperationPhase) -> None:
         """Take a step; it is committed, then told."""
         await self._commit(step(self.operation, phase, time=datetime.now(UTC)))
-
-    def begin(self, phase: OperationPhase) -> asyncio.Task[None]:
-        """Take a step whose commit need not be waited for before libvirt is asked.
-
-        On return the step has its place before whatever libvirt says next; await it before
-        anything else is told.
-        """
-        operation = step(self.operation, phase, time=datetime.now(UTC))
-        self.operation = operation
-        done = self._journal.submit(operation)
-
-        async def tell() -> None:
-            await done
-            self._tell(operation)
-
-        return asyncio.ensure_future(tell())
 
     async def end(
         self,
@@ -186,10 +257,16 @@ class Run:
     def until(self, time: float) -> Bound:
         """Bound what is awaited inside by *time* (the loop's), an escalation or a cancellation.
 
-        Ends quietly whichever of them comes: look at what holds afterwards.
+        Ends quietly whichever of them comes: look at what holds afterwards. A cancellation may
+        have come before, when nobody was waiting; of an escalation look at what holds first.
         """
-        self._bound = Bound(time)
+        cancelled = self._cancelled is not None
+        self._bound = Bound(asyncio.get_running_loop().time() if cancelled else time)
         return self._bound
+
+    async def was_blind(self, since: datetime) -> bool:
+        """Whether libvirt could not be asked at some time after *since*."""
+        return await self._journal.was_blind(since)
 
     async def look(self) -> Vm:
         """Ask libvirt for the VM, and return it as the journal has it after the answer.
@@ -201,12 +278,21 @@ class Run:
         await self._journal.append(query)
         return self.vm
 
-    async def look_if_possible(self) -> Vm:
-        """Ask libvirt for the VM if it can be asked, and return it as the journal has it."""
+    async def look_if_possible(self, *, at_last: bool = False) -> Vm:
+        """Ask libvirt for the VM if it can be asked, and return it as the journal has it.
+
+        Raises:
+            OutcomeUnknown: it cannot be asked *at_last*: there is no time to wait until it can,
+                so nobody knows what came of the operation.
+        """
         try:
             return await self.look()
         except HypervisorError as error:
-            log.info("%s: could not be asked: %s", self.vm.name, error)
+            if at_last:
+                call = self.operation.verb.lower()
+                raise OutcomeUnknown(self.operation.vm, call, str(error)) from error
+            fields = log_fields(self.operation)
+            log.info("%s: could not be asked: %s", self.vm.name, error, extra=fields)
             return self.vm
 
     async def reached(self, after: Revision, wanted: Callable[[Vm], bool]) -> Vm:
@@ -217,9 +303,29 @@ class Run:
                     return transition.vm
         raise AssertionError  # follow does not end
 
+    async def settle(self, settled: Callable[[Vm], bool], *, after: Revision) -> Vm:
+        """Wait for a transition after *after* that makes the VM *settled*, or the deadline.
+
+        An event that is missing for EVENT_DUE_S is looked for. Returns the VM as it was then.
+
+        Raises:
+            OutcomeUnknown: at the deadline libvirt cannot be asked.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            async with self.until(min(self.deadline, loop.time() + EVENT_DUE_S)):
+                return await self.reached(after, settled)
+            self.check()
+            late = loop.time() >= self.deadline
+            vm = await self.look_if_possible(at_last=late)
+            if settled(vm) or late:
+                return vm
+
     async def _commit(self, operation: Operation) -> None:
+        failpoint("before", operation.phase)
         self.operation = operation
         await self._journal.append(operation)
+        failpoint("after", operation.phase)
         self._tell(operation)
 
     def _tell(self, operation: Operation) -> None:
@@ -233,3 +339,7 @@ class Run:
     def _interrupt(self) -> None:
         if self._bound is not None:
             self._bound.end()
+
+
+def _waits(operation: Operation) -> bool:
+    return operation.phase is OperationPhase.QUEUED

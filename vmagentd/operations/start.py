@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from vmagentd.errors import (
@@ -25,9 +24,28 @@ from vmagentd.model import OperationOutcome, OperationPhase, StartParameters, Vm
 from vmagentd.operations.run import EVENT_DUE_S
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from vmagentd.hypervisor.domains import Domains
     from vmagentd.model import Revision, Vm
     from vmagentd.operations.run import Run
+
+
+# Phases of before libvirt is asked.
+_BEFORE = frozenset({OperationPhase.ACCEPTED, OperationPhase.QUEUED})
+
+
+def open_start(run: Run, parameters: StartParameters) -> OperationPhase | None:
+    """Start a VM at once that is off, if it is its turn."""
+    try:
+        _refuse(run.vm, parameters)
+        run.starts.check(run.vm)
+    except VmagentdError:
+        return None
+    if run.vm.active or not run.starts.free:
+        return None
+    run.claim = run.starts.claim(run.operation, run.place)
+    return OperationPhase.STARTING
 
 
 async def start(run: Run, parameters: StartParameters) -> OperationOutcome:
@@ -36,30 +54,72 @@ async def start(run: Run, parameters: StartParameters) -> OperationOutcome:
     Raises:
         VmagentdError: it does not run, and why.
     """
-    vm = await run.look()
-    if _is_up(vm, parameters):
-        return OperationOutcome.ALREADY_DONE
-    _refuse(vm, parameters)
-    after = run.head
-    answered = not vm.active and await _call(run, parameters)
-    await _arrive(run, parameters, vm.incarnation, after=after, answered=answered)
+    if not run.opened:
+        vm = await run.look()
+        if _is_up(vm, parameters):
+            return OperationOutcome.ALREADY_DONE
+        _refuse(vm, parameters)
+        if not vm.active:  # else somebody else is starting it
+            await _take_turn(run, parameters)
+            vm = run.vm  # it may have waited
+            if _is_up(vm, parameters):
+                return OperationOutcome.ALREADY_DONE
+            _refuse(vm, parameters)
+        if vm.active:
+            await _arrive(run, parameters, vm.incarnation, after=vm.revision, answered=False)
+            return OperationOutcome.DONE
+        await run.step(OperationPhase.STARTING)
+    after, incarnation = run.head, run.vm.incarnation
+    try:
+        answered = await _call(run, parameters)
+    except LibvirtInvalidState as error:  # somebody was faster, or it is not as it was
+        vm = await run.look()
+        if _is_up(vm, parameters):
+            return OperationOutcome.ALREADY_DONE
+        _refuse(vm, parameters)
+        if not vm.active:
+            raise VmInState(vm) from error
+        answered = False
+    await _arrive(run, parameters, incarnation, after=after, answered=answered)
     return OperationOutcome.DONE
 
 
-async def resume_start(run: Run, parameters: StartParameters) -> OperationOutcome:
+async def go_on_start(run: Run, parameters: StartParameters) -> OperationOutcome:
     """Settle a Start that an earlier daemon began. It is never repeated.
 
     Raises:
         OperationInterrupted: it did not take effect.
     """
     vm = await run.look()
-    asked = run.operation.phase is not OperationPhase.ACCEPTED
-    if asked and _is_up(vm, parameters):
+    if _is_up(vm, parameters):
         return OperationOutcome.DONE
-    if not asked or not vm.active:
+    coming = vm.state is VmState.STARTING or run.operation.phase not in _BEFORE
+    if not vm.active or not coming:
         raise OperationInterrupted(vm.uuid, run.operation.id)
+    # libvirt has begun: it is counted and does not wait
+    run.claim = run.starts.claim(run.operation, run.place, now=True)
     await _arrive(run, parameters, vm.incarnation, after=vm.revision, answered=False)
     return OperationOutcome.DONE
+
+
+async def _take_turn(run: Run, parameters: StartParameters) -> None:
+    """Wait for the turn of *run* among the starts of the host; it lasts as long as the run.
+
+    Raises:
+        HostLimitReached: the host's VMs would use more than they may.
+        StartTimedOut: its turn has not come in time.
+    """
+    run.starts.check(run.vm)
+    run.claim = claim = run.starts.claim(run.operation, run.place)
+    if claim.turn.is_set():
+        return
+    await run.step(OperationPhase.QUEUED)
+    async with run.until(run.deadline):
+        await claim.turn.wait()
+    run.check()
+    if not claim.turn.is_set():
+        raise StartTimedOut(run.vm, parameters.timeout)
+    run.starts.check(run.vm)
 
 
 def _is_up(vm: Vm, parameters: StartParameters) -> bool:
@@ -86,15 +146,17 @@ def _refuse(vm: Vm, parameters: StartParameters) -> None:
 
 
 async def _call(run: Run, parameters: StartParameters) -> bool:
-    """Have libvirt start the VM; return whether libvirt says that it did, or is silent."""
+    """Have libvirt start the VM; return whether libvirt says that it did, or is silent.
+
+    Raises:
+        LibvirtInvalidState: it is not off.
+        VmagentdError: it is not started.
+    """
     run.check()
-    told = run.begin(OperationPhase.STARTING)
     loop = asyncio.get_running_loop()
-    allowed = timedelta(seconds=max(run.deadline - loop.time(), 0))
-    run.call = call = loop.create_task(_answer(run.domains, run, parameters, allowed))
+    run.call = call = loop.create_task(_answer(run.domains, run, parameters, run.time_left))
     async with run.until(run.deadline):
         await asyncio.shield(call)
-    await told
     run.check()
     error = call.result() if call.done() else None
     match error:
@@ -102,11 +164,6 @@ async def _call(run: Run, parameters: StartParameters) -> bool:
             return call.done()
         case OutcomeUnknown():
             await run.step(OperationPhase.WAITING)
-            return False
-        case LibvirtInvalidState():  # somebody else was faster, or it is no longer off
-            vm = await run.look()
-            if not vm.active:
-                raise VmInState(vm) from error
             return False
         case VmNotFound():
             raise VmNotFound(run.vm.uuid, await run.look()) from error
@@ -147,6 +204,7 @@ async def _arrive(
 
     Raises:
         StartTimedOut: it is not up in time.
+        OutcomeUnknown: nor can libvirt be asked then.
         StartFailed: it came and went before the guest ran.
     """
 
@@ -159,10 +217,11 @@ async def _arrive(
             vm = await run.reached(after, over)
             break
         run.check()
-        vm = await run.look_if_possible()
+        late = loop.time() >= run.deadline
+        vm = await run.look_if_possible(at_last=late)
         if over(vm) or (answered and not vm.active):
             break
-        if loop.time() >= run.deadline:
+        if late:
             raise StartTimedOut(vm, parameters.timeout)
     if not _is_up(vm, parameters):
         raise StartFailed(vm, 0, 0, f"it ended at once: {vm.state}, {vm.reason}")

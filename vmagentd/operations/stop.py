@@ -4,78 +4,81 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmagentd.errors import (
     ForceTimedOut,
-    GraceExpired,
     LibvirtBusy,
     LibvirtInvalidState,
+    LibvirtRefused,
     LibvirtUnreachable,
     OutcomeUnknown,
     VmCrashed,
-    VmInState,
     VmNotFound,
-    VmPaused,
-    VmSleeping,
 )
-from vmagentd.model import OnGraceExpired, OperationOutcome, OperationPhase, VmState
-from vmagentd.operations.run import EVENT_DUE_S
+from vmagentd.lifecycle.steps import is_outlived
+from vmagentd.model import OperationOutcome, OperationPhase, VmState
+from vmagentd.operations.asking import grace_expired, press, refuse_outlived, refuse_unheard
+from vmagentd.operations.run import EVENT_DUE_S, log_fields
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-
-    from vmagentd.model import StopParameters, Vm
+    from vmagentd.model import StopParameters
     from vmagentd.operations.run import Run
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopTimes:
-    """How often a guest is asked, and how long a forced VM may take to be off."""
-
-    press_interval: timedelta
-    force_timeout: timedelta
+def open_stop(run: Run, _parameters: StopParameters) -> OperationPhase | None:
+    """Force a VM off at once that is up, if that is what is asked for."""
+    at_once = run.forced and run.vm.active and run.predecessor is None
+    return OperationPhase.FORCING if at_once else None
 
 
-async def stop(run: Run, parameters: StopParameters, times: StopTimes) -> OperationOutcome:
+async def stop(run: Run, parameters: StopParameters) -> OperationOutcome:
     """Stop the VM of *run*; return once the journal has it off.
 
     Raises:
         VmagentdError: it is not off, and why.
     """
     if run.predecessor is not None:
-        await _end_start(run, run.predecessor, times)
-    vm = await run.look()
-    if not vm.active:
-        return OperationOutcome.ALREADY_DONE
+        await _end_start(run, run.predecessor)
+    if not run.opened:
+        if not (await run.look()).active:
+            return run.holds()
+        run.bind()  # the journal may have been behind as it was accepted
     if not run.forced:
-        _refuse(vm)
-    if run.forced or not await _ask_guest(run, parameters, times):
-        await _force(run, times)
+        refuse_unheard(run.vm)
+    outcome = OperationOutcome.DONE
+    if run.forced or not await _ask_guest(run, parameters):
+        outcome = await _force(run)
     if not run.vm.persistent:
         await run.look_if_possible()  # gone with its process, and that is told before the answer
+    return outcome
+
+
+async def go_on_stop(run: Run, parameters: StopParameters) -> OperationOutcome:
+    """Go on with a Stop that an earlier daemon began, unless the VM was started anew since.
+
+    Whoever asked meant the boot of then, which has ended; nobody asked for this one to end.
+
+    Raises:
+        OperationInterrupted: it was started anew, and nothing had been done to end it.
+        VmagentdError: it is not off, and why.
+    """
+    vm = await run.look()
+    if not (vm.active and is_outlived(run.operation, vm)):
+        return await stop(run, parameters)
+    if run.operation.phase is OperationPhase.ACCEPTED:
+        refuse_outlived(run)
     return OperationOutcome.DONE
 
 
-def _refuse(vm: Vm) -> None:
-    """Raise if a guest cannot react in its VM's state."""
-    match vm.state:
-        case VmState.PAUSED:
-            raise VmPaused(vm)
-        case VmState.SLEEPING:
-            raise VmSleeping(vm)
-        case VmState.CRASHED:
-            raise VmCrashed(vm)
-        case VmState.UNRECOGNIZED:
-            raise VmInState(vm)
-        case _:
-            return
+def _is_off(run: Run) -> bool:
+    """Whether the VM has gone off since it was asked for, be it up again."""
+    return not run.vm.active or is_outlived(run.operation, run.vm)
 
 
-async def _ask_guest(run: Run, parameters: StopParameters, times: StopTimes) -> bool:
+async def _ask_guest(run: Run, parameters: StopParameters) -> bool:
     """Ask the guest until it reacts, and wait until the VM is off.
 
     Returns:
@@ -89,94 +92,92 @@ async def _ask_guest(run: Run, parameters: StopParameters, times: StopTimes) -> 
     while True:
         vm = run.vm
         run.check()
-        if not vm.active or run.forced:
-            return not vm.active
+        if _is_off(run) or run.forced:
+            return _is_off(run)
         if loop.time() >= run.deadline:
-            return await _on_grace_expired(run, parameters)
+            await grace_expired(run, parameters)
+            return _is_off(run)
         wake = run.deadline
         if vm.state is VmState.RUNNING:  # it does not react yet, or runs again
             if loop.time() >= next_press:
-                next_press = loop.time() + times.press_interval.total_seconds()
-                await _press(run)
+                await press(run, run.domains.shutdown)
+                # from its end on: an agent that is silent is given some seconds
+                next_press = loop.time() + run.times.press_interval.total_seconds()
                 continue  # who interrupted meanwhile found nobody waiting
             wake = min(wake, next_press)
-        elif vm.state is VmState.STOPPING and run.operation.phase is OperationPhase.SIGNALLED:
+        elif vm.state is VmState.STOPPING and run.operation.phase is not OperationPhase.WAITING:
             await run.step(OperationPhase.WAITING)
             continue
+        elif vm.state is VmState.CRASHED:
+            raise VmCrashed(vm)  # it will never react
         async with run.until(wake):
             await run.reached(vm.revision, lambda _: True)
 
 
-async def _press(run: Run) -> None:
-    """Ask the guest once. What cannot be said now is asked again at the next press."""
-    try:
-        asked = False
-        async with run.until(run.deadline):
-            await run.domains.shutdown(run.operation.vm)
-            asked = True
-        if asked:
-            await run.step(OperationPhase.SIGNALLED)
-    except (VmNotFound, LibvirtInvalidState):
-        await run.look()
-    except (LibvirtBusy, LibvirtUnreachable, OutcomeUnknown) as error:
-        log.info("stop %s: asked without an answer: %s", run.vm.name, error)
-
-
-async def _on_grace_expired(run: Run, parameters: StopParameters) -> bool:
-    vm = await run.look_if_possible()
-    if not vm.active:
-        return True
-    if parameters.on_grace_expired is OnGraceExpired.FAIL:
-        raise GraceExpired(vm, parameters.grace_period)
-    return False
-
-
-async def _force(run: Run, times: StopTimes) -> None:
+async def _force(run: Run) -> OperationOutcome:
     """Force the VM off, and wait until the journal has it off.
 
     Raises:
         ForceTimedOut: it is not, after all the time it may take.
+        OutcomeUnknown: libvirt cannot be asked then.
     """
     loop = asyncio.get_running_loop()
-    give_up = loop.time() + times.force_timeout.total_seconds()
+    give_up = loop.time() + run.times.force_timeout.total_seconds()
+    untouched = run.opened  # so far
+    if not run.opened:
+        await run.step(OperationPhase.FORCING)
     while True:
         run.check()
         after = run.vm.revision
-        told = run.begin(OperationPhase.FORCING)
         try:
             async with run.until(give_up):
                 await run.domains.destroy(run.operation.vm)
         except (VmNotFound, LibvirtInvalidState):
-            await run.look()
+            if not (await run.look()).active and untouched:
+                return run.holds()
+        except LibvirtRefused:
+            if (await run.look()).active:
+                raise
         except (LibvirtBusy, LibvirtUnreachable, OutcomeUnknown) as error:
-            log.warning("stop %s: forced without an answer: %s", run.vm.name, error)
-        finally:
-            await told
+            fields = log_fields(run.operation)
+            log.warning("stop %s: forced without an answer: %s", run.vm.name, error, extra=fields)
+        untouched = False
         if run.vm.active:
             async with run.until(min(give_up, loop.time() + EVENT_DUE_S)):
                 await run.reached(after, lambda vm: not vm.active)
-        vm = run.vm if not run.vm.active else await run.look_if_possible()
-        if not vm.active:
-            return
-        if loop.time() >= give_up:
-            raise ForceTimedOut(vm)
+        late = loop.time() >= give_up
+        if run.vm.active:
+            await run.look_if_possible(at_last=late)
+        if _is_off(run):
+            return OperationOutcome.DONE
+        if late:
+            raise ForceTimedOut(run.vm)
+        await run.step(OperationPhase.FORCING)
 
 
-async def _end_start(run: Run, starting: asyncio.Task[object], times: StopTimes) -> None:
+async def _end_start(run: Run, starting: asyncio.Task[object]) -> None:
     """Wait until libvirt has answered a start that this Stop cancelled.
 
     Before that the VM may be off and still come up. A forced Stop breaks the start off; else
     what has been started is asked to shut down.
     """
     loop = asyncio.get_running_loop()
-    give_up = loop.time() + times.force_timeout.total_seconds()
+    give_up = loop.time() + run.times.force_timeout.total_seconds()
     while not starting.done() and loop.time() < (give_up if run.forced else run.deadline):
         wake = run.deadline
         if run.forced:
             wake = loop.time() + EVENT_DUE_S / 4
+            if run.operation.phase is not OperationPhase.FORCING:
+                await run.step(OperationPhase.FORCING)
             try:
                 await run.domains.destroy(run.operation.vm)
-            except (VmNotFound, LibvirtInvalidState, LibvirtBusy, OutcomeUnknown) as error:
+            except (
+                VmNotFound,
+                LibvirtInvalidState,
+                LibvirtBusy,
+                LibvirtRefused,  # its process may be ending just now
+                OutcomeUnknown,
+            ) as error:
                 log.debug("stop %s: breaking the start off: %s", run.vm.name, error)
         async with run.until(wake):
             await asyncio.wait([starting])
