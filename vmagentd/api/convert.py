@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from vmagent.v1 import host_pb2, operation_pb2, transition_pb2, vm_agent_service_pb2, vm_pb2
+from vmagent.v1 import (
+    access_pb2,
+    host_pb2,
+    operation_pb2,
+    transition_pb2,
+    vm_agent_service_pb2,
+    vm_pb2,
+)
 
 from vmagentd import model
 from vmagentd.api import status
@@ -22,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from google.protobuf.internal.enum_type_wrapper import _EnumTypeWrapper
+
+    from vmagentd.operations.starts import Starts
 
 _Member = TypeVar("_Member", bound=StrEnum)
 _Number = TypeVar("_Number", bound=int)
@@ -57,9 +66,16 @@ OPERATION_OUTCOME = Choice(
     model.OperationOutcome, operation_pb2.OperationOutcome, "OPERATION_OUTCOME"
 )
 STOP_MODE = Choice(model.StopMode, operation_pb2.StopMode, "STOP_MODE")
-ON_GRACE_EXPIRED = Choice(
+STOP_ON_GRACE_EXPIRED = Choice(
     model.OnGraceExpired, operation_pb2.StopOnGraceExpired, "STOP_ON_GRACE_EXPIRED"
 )
+REBOOT_MODE = Choice(model.RebootMode, operation_pb2.RebootMode, "REBOOT_MODE")
+REBOOT_ON_GRACE_EXPIRED = Choice(
+    model.OnGraceExpired, operation_pb2.RebootOnGraceExpired, "REBOOT_ON_GRACE_EXPIRED"
+)
+AUDIT_KIND = Choice(model.AuditKind, access_pb2.AuditKind, "AUDIT_KIND")
+ROLE = Choice(model.Role, access_pb2.Role, "ROLE")
+CALLER_ORIGIN = Choice(model.CallerOrigin, access_pb2.CallerOrigin, "CALLER_ORIGIN")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_S = 24 * 60 * 60
@@ -169,6 +185,7 @@ def operation(of: model.Operation) -> operation_pb2.Operation:
         accept_time=timestamp(of.accept_time),
         deadline_time=timestamp(of.deadline_time),
         end_time=timestamp(of.end_time),
+        queue_place=of.queue_place,
     )
     match of.parameters:
         case model.StartParameters() as start:
@@ -185,10 +202,64 @@ def operation(of: model.Operation) -> operation_pb2.Operation:
                 operation_pb2.StopParameters(
                     mode=STOP_MODE.number(stop.mode),
                     grace_period=duration(stop.grace_period),
-                    on_grace_expired=ON_GRACE_EXPIRED.number(stop.on_grace_expired),
+                    on_grace_expired=STOP_ON_GRACE_EXPIRED.number(stop.on_grace_expired),
                 )
             )
+        case model.RebootParameters() as reboot:
+            message.reboot.CopyFrom(
+                operation_pb2.RebootParameters(
+                    mode=REBOOT_MODE.number(reboot.mode),
+                    grace_period=duration(reboot.grace_period),
+                    on_grace_expired=REBOOT_ON_GRACE_EXPIRED.number(reboot.on_grace_expired),
+                )
+            )
+        case model.PauseParameters() as pause:
+            message.pause.CopyFrom(operation_pb2.PauseParameters(timeout=duration(pause.timeout)))
+        case model.ResumeParameters() as resume:
+            message.resume.CopyFrom(
+                operation_pb2.ResumeParameters(timeout=duration(resume.timeout))
+            )
     return message
+
+
+def audit_record(of: model.AuditRecord) -> access_pb2.AuditRecord:
+    """Return one thing that was asked for, or refused."""
+    error = status.operation_error(of.failure) if of.failure else operation_pb2.OperationError()
+    return access_pb2.AuditRecord(
+        sequence=of.sequence,
+        kind=AUDIT_KIND.number(of.kind),
+        time=timestamp(of.time),
+        actor=of.actor,
+        peer=of.peer,
+        certificate_fingerprint=of.certificate_fingerprint or "",
+        method=of.method,
+        vm_uuid=of.vm or "",
+        vm_name=of.vm_name,
+        operation_id=of.operation or "",
+        phase=OPERATION_PHASE.number(of.phase),
+        code=error.code,
+        reason=error.reason,
+        message=error.message,
+        end_time=timestamp(of.end_time),
+        count=of.count,
+    )
+
+
+def caller(of: model.Caller) -> access_pb2.Caller:
+    """Return who makes a call."""
+    return access_pb2.Caller(
+        actor=of.actor,
+        role=ROLE.number(of.role),
+        vm_globs=of.vm_globs,
+        origin=CALLER_ORIGIN.number(of.origin),
+        peer=of.peer,
+        certificate_fingerprint=of.certificate_fingerprint or "",
+        certificate_end_time=timestamp(of.certificate_end_time),
+        grants=(
+            access_pb2.Grant(role=ROLE.number(grant.role), vm_globs=grant.vm_globs)
+            for grant in of.grants
+        ),
+    )
 
 
 def cursor(of: model.Cursor) -> transition_pb2.Cursor:
@@ -235,8 +306,10 @@ def state_counts(vms: Iterable[model.Vm]) -> list[host_pb2.StateCount]:
     ]
 
 
-def capacity(vms: Collection[model.Vm], facts: model.HypervisorFacts | None) -> host_pb2.Capacity:
-    """Return what those of *vms* use that are active, and what the host has as far as known."""
+def capacity(
+    vms: Collection[model.Vm], facts: model.HypervisorFacts | None, starts: Starts
+) -> host_pb2.Capacity:
+    """Return what those of *vms* use that are active, what they may, and what the host has."""
     active = [each for each in vms if each.active]
     return host_pb2.Capacity(
         active_vms=len(active),
@@ -244,4 +317,10 @@ def capacity(vms: Collection[model.Vm], facts: model.HypervisorFacts | None) -> 
         used_memory_bytes=sum(each.memory_bytes for each in active),
         host_cpus=facts.host_cpus if facts else 0,
         host_memory_bytes=facts.host_memory_bytes if facts else 0,
+        active_vms_limit=starts.limits.running_vms,
+        vcpus_limit=starts.limits.vcpus,
+        memory_limit_bytes=starts.limits.memory_bytes,
+        running_starts=starts.running,
+        running_starts_limit=starts.limits.starts_at_once,
+        queued_starts=starts.queued,
     )

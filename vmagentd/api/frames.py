@@ -15,7 +15,7 @@ from vmagentd.api import convert
 from vmagentd.model import Cursor, Revision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from vmagentd.model import Link, Transition, Vm, VmUuid
 
@@ -29,6 +29,10 @@ MAX_SNAPSHOT_BYTES = 64 * 1024
 # behind share nothing with others.
 KEPT = 4096
 
+# How many records of VMs stay encoded beyond twice those of the largest snapshot. More are of VMs
+# that are gone, and all are encoded anew.
+SPARE = 1024
+
 
 class Frames:
     """Makes the messages of all watchers."""
@@ -38,9 +42,14 @@ class Frames:
         self._transitions: list[tuple[Revision, bytes]] = [(Revision(-1), b"")] * KEPT
         # a VM's record is replaced, never changed, so its bytes hold while it is the same object
         self._vms: dict[VmUuid, tuple[Vm, bytes]] = {}
+        # how many VMs the largest snapshot held
+        self._largest = 0
 
-    def snapshot(self, vms: Iterable[Vm]) -> Iterator[bytes]:
+    def snapshot(self, vms: Collection[Vm]) -> Iterator[bytes]:
         """Yield messages that hold *vms*, in their order."""
+        self._largest = max(self._largest, len(vms))
+        if len(self._vms) > 2 * self._largest + SPARE:
+            self._vms.clear()
         return _joined((self._vm(vm) for vm in vms), MAX_SNAPSHOT_BYTES)
 
     def snapshot_end(self, cursor: Cursor) -> bytes:

@@ -1,4 +1,4 @@
-"""Page tokens: where a list goes on, in a form that nobody is tempted to compute with."""
+"""What is on a page, and its token: where the list goes on, as nobody is tempted to compute it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,31 @@ import base64
 import binascii
 import copy
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from vmagentd.errors import InvalidField
 
 if TYPE_CHECKING:
-    from vmagent.v1.vm_agent_service_pb2 import ListTransitionsRequest, ListVmsRequest
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from vmagent.v1.vm_agent_service_pb2 import (
+        ListAuditRecordsRequest,
+        ListOperationsRequest,
+        ListTransitionsRequest,
+        ListVmsRequest,
+    )
 
 # the first byte of a token: one made by another version of this format is refused, not misread
 _VERSION = b"\x01"
 _DIGEST_BYTES = 8
 _MAX_TOKEN = 1024
+# How many rows are looked through for one page of a caller who may see few of them: at most,
+# and at a time. A read costs as much as a hundred rows.
+MAX_READ: Final = 20_000
+STEP: Final = 500
+
+_Row = TypeVar("_Row")
+_Place = TypeVar("_Place")
 
 
 class Pages:
@@ -27,7 +41,14 @@ class Pages:
     that forges one only chooses where its own list goes on.
     """
 
-    def __init__(self, request: ListVmsRequest | ListTransitionsRequest, scope: str = "") -> None:
+    def __init__(
+        self,
+        request: ListVmsRequest
+        | ListTransitionsRequest
+        | ListOperationsRequest
+        | ListAuditRecordsRequest,
+        scope: str = "",
+    ) -> None:
         """Take the filter from *request*; *scope* is what else a token is bound to."""
         which = copy.deepcopy(request)
         which.ClearField("page_size")
@@ -64,3 +85,41 @@ class Pages:
 
     def _digest(self, key: bytes) -> bytes:
         return hashlib.blake2b(self._filter + key, digest_size=_DIGEST_BYTES).digest()
+
+
+async def page_of(
+    read: Callable[[int, _Place | None], Awaitable[Sequence[_Row]]],
+    size: int,
+    *,
+    after: _Place | None,
+    passes: Callable[[_Row], bool],
+    place: Callable[[_Row], _Place],
+) -> tuple[tuple[_Row, ...], _Place | None]:
+    """Return a page of rows that pass, and the place to go on from, None if nothing follows.
+
+    No more rows are read than about MAX_READ; the page may be shorter then.
+
+    Args:
+        read: returns as many rows from behind a place as there are, up to a limit.
+        size: how many rows.
+        after: the place to begin behind.
+        passes: whether a row is for the caller.
+        place: where a row is.
+    """
+    page: list[_Row] = []
+    count = 0
+    # One more than asked for tells whether another page follows.
+    limit = size + 1
+    while True:
+        rows = await read(limit, after)
+        for row in filter(passes, rows):
+            if len(page) == size:
+                return tuple(page), place(page[-1])
+            page.append(row)
+        if len(rows) < limit:
+            return tuple(page), None
+        after = place(rows[-1])
+        count += len(rows)
+        if count >= MAX_READ:
+            return tuple(page), after
+        limit = max(limit, STEP)

@@ -1,7 +1,7 @@
 """The Unix socket's file: ours alone while we serve, and never anybody else's.
 
 gRPC alone would take a live daemon's socket away without a word, and unlink whatever lies at its
-path when it stops.
+path when it stops. It gets a place in a folder beside, which nobody else may enter.
 """
 
 from __future__ import annotations
@@ -10,31 +10,48 @@ import fcntl
 import os
 import socket
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+from systemd import daemon
 
 from vmagentd.errors import SocketInUse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
-# What fits into `sun_path`, less the one byte of `_BOUND`.
-MAX_PATH_BYTES = 107 - 1
-_BOUND = "~"
+_FOLDER = ".d"
+_PRIVATE = "grpc"
+_BOUND = "new"
+
+# What fits into `sun_path`, less what a socket in the folder needs.
+MAX_PATH_BYTES = 107 - len(f"{_FOLDER}/{_PRIVATE}")
+# as many as wait to be accepted; the kernel has its own limit below that
+_BACKLOG = 4096
 
 
 class SocketFile:
     """The place of a socket in the file system; as a context manager, the right to it.
 
     The right is a lock on a file beside it, which is never removed: a lock on a removed file
-    excludes nobody. The socket is bound under another name and then moved to its own, so nobody
-    meets it before it has its mode, and gRPC, which unlinks the name it bound, cannot unlink a
-    socket that somebody else has put in its place meanwhile.
+    excludes nobody. The socket is bound in the folder beside and then moved to its place, so
+    nobody meets it before it has its mode.
     """
 
-    def __init__(self, path: Path, *, mode: int) -> None:
+    def __init__(self, path: Path, *, mode: int, adopted: socket.socket | None = None) -> None:
+        """Prepare.
+
+        Args:
+            path: where clients connect.
+            mode: who may.
+            adopted: a socket that listens already, for us, and whose file is not ours.
+        """
         self._path, self._mode = path, mode
+        self._adopted = adopted
+        self._folder = Path(f"{path}{_FOLDER}")
+        # where gRPC is to serve
+        self.private = self._folder / _PRIVATE
         self._lock = -1
         # device and inode of our socket, once it is in place
         self._ours: tuple[int, int] | None = None
@@ -52,7 +69,9 @@ class SocketFile:
         try:
             self._lock = self._locked()
             try:
-                self._check_present()
+                if self._adopted is None:
+                    self._check_present()
+                self._make_folder()
             except BaseException:
                 self._unlock()
                 raise
@@ -70,28 +89,44 @@ class SocketFile:
         try:
             if self._ours is not None and self._identity() == self._ours:
                 self._path.unlink()
+            self.private.unlink(missing_ok=True)
+            self._folder.rmdir()
         except OSError:
             pass  # the directory is gone or no longer ours: the socket is nobody's then
         finally:
             self._unlock()
 
-    def bind(self, add_port: Callable[[str], object]) -> None:
-        """Have *add_port* bind the socket, and put it in its place with its mode.
+    def listen(self) -> socket.socket:
+        """Return the socket that clients connect to, in its place, with its mode.
 
-        The file mode creation mask belongs to the whole process, so other threads must not make
-        files meanwhile; at start they do not. A stricter mask for a moment is all they could meet.
+        Raises:
+            SocketInUse: it cannot be had; nothing was changed.
         """
-        bound = Path(f"{self._path}{_BOUND}")
-        mask = os.umask(0o777 & ~self._mode)
+        if self._adopted is not None:
+            return self._adopted
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        bound = self._folder / _BOUND
         try:
-            add_port(f"unix:{bound}")
+            bound.unlink(missing_ok=True)  # a daemon was killed just here
+            made.bind(os.fspath(bound))
+            bound.chmod(self._mode)
+            made.listen(_BACKLOG)
             there = bound.lstat()
             bound.rename(self._path)
-        except (OSError, RuntimeError) as error:  # RuntimeError is gRPC's for any failed bind
-            raise self._refusal(f"cannot be served: {error}") from error
-        finally:
-            os.umask(mask)
+        except OSError as error:
+            made.close()
+            raise self._refusal(f"cannot be served: {error.strerror}") from error
         self._ours = (there.st_dev, there.st_ino)
+        return made
+
+    def _make_folder(self) -> None:
+        """Make the folder, or take over one of ours that was left behind."""
+        with suppress(FileExistsError):
+            self._folder.mkdir(0o700)
+        there = self._folder.lstat()
+        if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.geteuid():
+            raise self._refusal(f"{self._folder} is not the daemon's own folder; remove it")
+        self._folder.chmod(0o700)
 
     def _locked(self) -> int:
         lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -133,3 +168,25 @@ class SocketFile:
 
     def _refusal(self, why: str) -> SocketInUse:
         return SocketInUse(str(self._path), why)
+
+
+def adopted(path: Path) -> socket.socket | None:
+    """Return the socket that systemd listens on for us, None if it does not.
+
+    Args:
+        path: of several, the one that listens there.
+
+    Raises:
+        SocketInUse: none of several does.
+    """
+    handed = daemon.listen_fds()
+    found = [
+        socket.socket(fileno=fd)
+        for fd in handed
+        if daemon.is_socket(fd, socket.AF_UNIX, socket.SOCK_STREAM, 1)
+    ]
+    if len(found) > 1:
+        found = [each for each in found if each.getsockname() == os.fspath(path)]
+    if handed and not found:
+        raise SocketInUse(str(path), "it is none of the sockets that systemd hands over")
+    return found[0] if found else None

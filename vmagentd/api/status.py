@@ -102,10 +102,16 @@ TABLE: Mapping[type[VmagentdError], Row] = {
     errors.RevisionCompacted: Row(_C.OUT_OF_RANGE, "REVISION_COMPACTED"),
     errors.JournalReplaced: Row(_C.FAILED_PRECONDITION, "JOURNAL_REPLACED"),
     errors.WatcherTooSlow: Row(_C.RESOURCE_EXHAUSTED, "WATCHER_TOO_SLOW", _SOON),
+    errors.CallerUnknown: Row(_C.UNAUTHENTICATED, "CALLER_UNKNOWN"),
+    errors.RoleDenied: Row(_C.PERMISSION_DENIED, "ROLE_DENIED"),
+    errors.AccessChanged: Row(_C.ABORTED, "ACCESS_CHANGED", _SOON),
+    errors.LimitReached: Row(_C.RESOURCE_EXHAUSTED, "LIMIT_REACHED", _SOON),
     errors.StartFailed: Row(_C.FAILED_PRECONDITION, "START_FAILED"),
+    errors.HostLimitReached: Row(_C.RESOURCE_EXHAUSTED, "LIMIT_REACHED", _LATER),
     errors.StartTimedOut: Row(_C.DEADLINE_EXCEEDED, "START_TIMED_OUT"),
     errors.GraceExpired: Row(_C.DEADLINE_EXCEEDED, "GRACE_EXPIRED"),
     errors.ForceTimedOut: Row(_C.DEADLINE_EXCEEDED, "FORCE_TIMED_OUT"),
+    errors.OperationTimedOut: Row(_C.DEADLINE_EXCEEDED, "OPERATION_TIMED_OUT"),
     errors.CancelledByStop: Row(_C.ABORTED, "CANCELLED_BY_STOP"),
     errors.OperationCancelled: Row(_C.ABORTED, "OPERATION_CANCELLED"),
     errors.OperationInterrupted: Row(_C.ABORTED, "OPERATION_INTERRUPTED", _SOON),
@@ -186,14 +192,23 @@ def _details(row: Row, failure: OperationFailure) -> Iterator[Message]:
                 )
             ]
         )
-    if failure.error == errors.HostExhausted.__name__:
-        yield error_details_pb2.QuotaFailure(
-            violations=[
-                error_details_pb2.QuotaFailure.Violation(
-                    subject="host", description=facts.get("libvirt_message", "")
-                )
-            ]
-        )
+    quota = _quota(failure.error, facts)
+    if quota is not None:
+        yield error_details_pb2.QuotaFailure(violations=[quota])
+
+
+def _quota(
+    error: str, facts: Mapping[str, str]
+) -> error_details_pb2.QuotaFailure.Violation | None:
+    match error:
+        case errors.HostExhausted.__name__:
+            subject, description = "host", facts.get("libvirt_message", "")
+        case errors.LimitReached.__name__ | errors.HostLimitReached.__name__:
+            subject = facts.get("subject", "")
+            description = f"{facts.get('allowed', '')} {facts.get('limit', '')}"
+        case _:
+            return None
+    return error_details_pb2.QuotaFailure.Violation(subject=subject, description=description)
 
 
 def _any(detail: Message) -> any_pb2.Any:

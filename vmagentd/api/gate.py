@@ -1,0 +1,313 @@
+"""Lets local clients in: accepts their connections, knows who they are, relays them to gRPC.
+
+gRPC cannot tell who is behind a Unix socket. The kernel can, so connections are accepted here,
+and each is relayed to gRPC's own socket through one that is bound to a name of its own, which
+gRPC shows with every call. gRPC's own socket lies in a directory that nobody else may enter.
+
+Names are random: those that the kernel gives by itself are few and come again. A name's entry
+goes before its socket does. Runs on the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import logging
+import secrets
+import socket
+import struct
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from vmagentd.api.directory import DirectorySilent
+from vmagentd.api.relay import Relay
+from vmagentd.errors import CallerUnknown, LimitReached
+from vmagentd.model import LocalPeer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from vmagentd.api.directory import Directory
+    from vmagentd.errors import AccessError
+
+log = logging.getLogger(__name__)
+
+_SO_PEERGROUPS: Final = 59
+_MAX_GROUPS: Final = 65536
+_GETSOCKOPT_BYTES: Final = 1024
+_SCHEME: Final = "unix-abstract:"
+
+# Connections taken at a time, before others on the loop have their turn.
+_AT_ONCE: Final = 16
+# After which time accepting is tried again where descriptors or memory lacked.
+_PAUSE_S: Final = 0.1
+_LACKING: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+# How long gRPC may take to accept: it may be starting anew.
+_CONNECT_S: Final = 5.0
+_RETRY_S: Final = 0.01
+_BUFFER_BYTES: Final = 64 * 1024
+# Names of connections that have ended, kept for calls that begin as their client goes.
+_ENDED: Final = 1024
+# What each connection needs: the client's, and both ends of the one to gRPC.
+DESCRIPTORS: Final = 3
+
+# To a client that is not let in: an empty SETTINGS and a GOAWAY with ENHANCE_YOUR_CALM.
+_SETTINGS: Final = bytes.fromhex("000000040000000000")
+_GOAWAY: Final = bytes.fromhex("0700000000000000000000000b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connections:
+    """How many connections there may be."""
+
+    # of one user
+    each: int
+    # of all; root is let in beyond that
+    total: int
+
+
+class ClientGone(Exception):
+    """The connection of a call ended before the call began: nobody is there to be told."""
+
+
+class Gate:
+    """The connections of local clients, and who is behind each."""
+
+    def __init__(
+        self,
+        *,
+        directory: Directory,
+        limits: Connections,
+        on_refusal: Callable[[str, AccessError], None],
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            directory: knows the names of users.
+            limits: how many may be connected.
+            on_refusal: told of every connection that is not let in: from where, and why.
+            tasks: own what a connection needs until it is relayed.
+        """
+        self._directory = directory
+        self.limits = limits
+        self._on_refusal = on_refusal
+        self._tasks = tasks
+        self._listener: socket.socket | None = None
+        self._pause: asyncio.TimerHandle | None = None
+        self._private = ""
+        self._counts: Counter[int] = Counter()
+        self._peers: dict[str, LocalPeer] = {}
+        self._relays: dict[str, Relay] = {}
+        self._ended: dict[str, None] = {}
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+
+    def __len__(self) -> int:
+        """Return how many connections there are."""
+        return self._counts.total()
+
+    def open(self, listener: socket.socket, private: Path) -> None:
+        """Accept from *listener*, relay to gRPC's socket at *private*."""
+        self._listener, self._private = listener, str(private)
+        listener.settimeout(0)
+        asyncio.get_running_loop().add_reader(listener, self._accept)
+
+    def shut(self) -> None:
+        """Accept no more; those who are in stay."""
+        if self._listener is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._listener)
+        if self._pause is not None:
+            self._pause.cancel()
+        self._listener.close()
+        self._listener = None
+
+    def hush(self) -> None:
+        """Take nothing more from those who are in; what is meant for them still reaches them."""
+        for relay in self._relays.values():
+            relay.hush()
+
+    async def close(self) -> None:
+        """End all connections, each once its client has taken what was meant for it."""
+        self.shut()
+        relays = list(self._relays.values())
+        for relay in relays:
+            relay.end()
+        waits = [asyncio.ensure_future(relay.ended.wait()) for relay in relays]
+        if waits:
+            await asyncio.wait(waits, timeout=1)
+        for relay, wait in zip(relays, waits, strict=True):
+            wait.cancel()
+            relay.abort()
+        await asyncio.gather(*(relay.ended.wait() for relay in relays))
+
+    def peer(self, name: str) -> LocalPeer:
+        """Return who is behind a connection, by gRPC's name for it.
+
+        Raises:
+            ClientGone: it has ended.
+            CallerUnknown: it did not come through here.
+        """
+        peer = self._peers.get(name)
+        if peer is not None:
+            return peer
+        if name in self._ended:
+            raise ClientGone
+        raise CallerUnknown("it is not connected through the daemon's socket")
+
+    def cut(self, name: str) -> bool:
+        """End a connection at once, by gRPC's name for it; return whether there is one."""
+        relay = self._relays.get(name)
+        if relay is not None:
+            relay.abort()
+        return relay is not None
+
+    def cut_all(self) -> None:
+        """End all connections at once: no call on them is told anything but that."""
+        for relay in [*self._relays.values()]:
+            relay.abort()
+
+    def _accept(self) -> None:
+        for _ in range(_AT_ONCE):
+            if self._listener is None:
+                return
+            try:
+                client, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _LACKING:
+                    raise
+                # Whoever waits goes on waiting, in the kernel's queue.
+                log.warning("no more connections for now: %s", error.strerror)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(self._listener)
+                self._pause = loop.call_later(_PAUSE_S, self._go_on, self._listener)
+                return
+            client.settimeout(0)
+            try:
+                pid, uid, gids = _credentials(client)
+            except OSError as error:
+                log.error("nobody tells who connected: %s", error)  # noqa: TRY400 - says it all
+                client.close()
+                continue
+            refusal = self._refusal(uid)
+            if refusal is not None:
+                self._on_refusal(f"uid {uid}, pid {pid}", refusal)
+                _turn_away(client, str(refusal))
+                continue
+            self._counts[uid] += 1
+            self._tasks.create_task(self._let_in(client, pid, uid, gids), name="gate")
+
+    def _go_on(self, listener: socket.socket) -> None:
+        if self._listener is listener:
+            asyncio.get_running_loop().add_reader(listener, self._accept)
+
+    def _refusal(self, uid: int) -> LimitReached | None:
+        if self._counts[uid] >= self.limits.each:
+            return LimitReached(f"uid:{uid}", "connections", self.limits.each)
+        # So that others cannot keep root out.
+        if uid != 0 and self._counts.total() >= self.limits.total:
+            return LimitReached("the daemon", "connections", self.limits.total)
+        return None
+
+    async def _let_in(
+        self, client: socket.socket, pid: int, uid: int, gids: frozenset[int]
+    ) -> None:
+        """Relay one connection; returns when it has begun."""
+        name = f"vmagentd-{secrets.token_hex(16)}"
+        peer = f"{_SCHEME}{name}"
+
+        def inner_end() -> None:
+            del self._peers[peer], self._relays[peer]
+            self._ended[peer] = None
+            if len(self._ended) > _ENDED:
+                del self._ended[next(iter(self._ended))]
+            self._leave(uid)
+
+        inner: socket.socket | None = None
+        try:
+            user = await self._directory.user(uid)
+            inner = await self._connected(name)
+            # before a byte is relayed
+            self._peers[peer] = LocalPeer(uid=uid, gids=gids, pid=pid, user=user)
+            relay = Relay(self._buffer, on_inner_end=inner_end)
+            relay.join(client, inner)
+            self._relays[peer] = relay
+            if self._listener is None:
+                relay.end()
+        except DirectorySilent as error:
+            self._leave(uid)
+            _turn_away(client, str(error))
+            log.debug("not let in: %s", error)
+        except BaseException as error:
+            self._peers.pop(peer, None)
+            self._leave(uid)
+            client.close()
+            if inner is not None:
+                inner.close()
+            if not isinstance(error, OSError | TimeoutError):
+                raise
+            log.warning("a connection of uid %d cannot be relayed: %s", uid, error)
+
+    async def _connected(self, name: str) -> socket.socket:
+        """Return a socket of that name that is connected to gRPC."""
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            made.bind(f"\0{name}")
+            async with asyncio.timeout(_CONNECT_S):
+                while True:
+                    try:
+                        made.connect(self._private)
+                    except (BlockingIOError, ConnectionRefusedError, FileNotFoundError):
+                        # It has a full queue, or is starting anew. No event tells when.
+                        await asyncio.sleep(_RETRY_S)
+                    else:
+                        return made
+        except BaseException:
+            made.close()
+            raise
+
+    def _leave(self, uid: int) -> None:
+        self._counts[uid] -= 1
+        if not self._counts[uid]:
+            del self._counts[uid]
+
+
+def _credentials(client: socket.socket) -> tuple[int, int, frozenset[int]]:
+    """Return process, user and groups of whoever connected, as they were then."""
+    packed = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+    pid, uid, gid = struct.unpack("iII", packed)
+    return pid, uid, frozenset({gid, *_groups(client)})
+
+
+def _groups(client: socket.socket) -> Sequence[int]:
+    try:
+        packed = client.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GETSOCKOPT_BYTES)
+    except OSError as error:
+        if error.errno != errno.ERANGE:
+            raise
+    else:
+        return struct.unpack(f"{len(packed) // 4}I", packed)
+    # Python's own asks for no more than that, and there may be 65,536 groups.
+    groups = (ctypes.c_uint32 * _MAX_GROUPS)()
+    size = ctypes.c_uint32(ctypes.sizeof(groups))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.getsockopt(
+        client.fileno(), socket.SOL_SOCKET, _SO_PEERGROUPS, groups, ctypes.byref(size)
+    ):
+        raise OSError(ctypes.get_errno(), "SO_PEERGROUPS")
+    return groups[: size.value // 4]
+
+
+def _turn_away(client: socket.socket, why: str) -> None:
+    """Tell in HTTP/2 why a client is not let in, as far as it takes that at once."""
+    text = why.encode()[:200]
+    goaway = (8 + len(text)).to_bytes(3) + _GOAWAY + text
+    with client, suppress(OSError):
+        client.send(_SETTINGS + goaway)

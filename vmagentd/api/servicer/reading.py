@@ -1,0 +1,161 @@
+"""The calls that read what the journal has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from vmagent.v1 import vm_agent_service_pb2 as pb
+
+from vmagentd.api import access, convert, requests
+from vmagentd.api.pages import page_of
+from vmagentd.api.servicer.references import (
+    found,
+    known,
+    sees_operation,
+    sees_transition,
+)
+from vmagentd.errors import OperationNotFound, VmNotFound
+from vmagentd.model import Cursor, OperationPhase, OperationPlace, VmUuid
+
+if TYPE_CHECKING:
+    from grpc import aio
+    from vmagent.v1 import operation_pb2
+
+    from vmagentd.journal.store import Journal
+    from vmagentd.model import BlindInterval, HistoryFilter, Operation, Transition
+    from vmagentd.operations.starts import Starts
+
+    _Context = aio.ServicerContext[Any, Any]
+
+_PAGE_BLIND_INTERVALS: Final = 1000
+
+
+class Reading:
+    """Serves GetVm, ListVms, ListTransitions, GetOperation, ListOperations."""
+
+    def __init__(self, journal: Journal, starts: Starts) -> None:
+        self._journal = journal
+        self._starts = starts
+
+    async def GetVm(self, request: pb.GetVmRequest, _context: _Context) -> pb.GetVmResponse:
+        """Return one VM."""
+        return pb.GetVmResponse(
+            vm=convert.vm(found(self._journal, requests.reference("vm", request.vm))),
+            link=convert.link(self._journal.link),
+        )
+
+    async def ListVms(self, request: pb.ListVmsRequest, _context: _Context) -> pb.ListVmsResponse:
+        """Return a page of VMs."""
+        asked = requests.list_vms(request)
+        journal, caller = self._journal, access.caller()
+        vms = sorted(
+            (
+                vm
+                for vm in journal.vms.values()
+                if vm.state in asked.states
+                and caller.sees(vm.name)
+                and (asked.after is None or (vm.name, vm.uuid) > asked.after)
+                and asked.matches(vm.name)
+            ),
+            key=lambda vm: (vm.name, vm.uuid),
+        )
+        page = vms[: asked.page_size]
+        more = len(vms) > len(page)
+        return pb.ListVmsResponse(
+            vms=map(convert.vm, page),
+            next_page_token=asked.pages.token(page[-1].uuid + page[-1].name) if more else "",
+            cursor=convert.cursor(Cursor(journal_id=journal.id, revision=journal.head)),
+            link=convert.link(journal.link),
+        )
+
+    async def ListTransitions(
+        self, request: pb.ListTransitionsRequest, _context: _Context
+    ) -> pb.ListTransitionsResponse:
+        """Return a page of history."""
+        journal = self._journal
+        asked = requests.history(request, journal.id)
+        vm = None if asked.vm is None else found(self._journal, asked.vm).uuid
+        which = replace(asked.which, vm=vm)
+        page, following = await page_of(
+            lambda limit, after: journal.transitions(which, limit=limit, after=after),
+            asked.page_size,
+            after=asked.after,
+            passes=sees_transition,
+            place=lambda transition: transition.revision,
+        )
+        newest = following is None if which.oldest_first else asked.after is None
+        return pb.ListTransitionsResponse(
+            transitions=map(convert.transition, page),
+            next_page_token="" if following is None else asked.pages.token(str(following)),
+            blind_intervals=map(
+                convert.blind_interval, await self._blind(which, page, newest=newest)
+            ),
+            oldest_revision=journal.oldest,
+            link=convert.link(journal.link),
+        )
+
+    async def GetOperation(
+        self, request: pb.GetOperationRequest, _context: _Context
+    ) -> pb.GetOperationResponse:
+        """Return one operation."""
+        asked = requests.operation_id("operation_id", request.operation_id)
+        operation = await self._journal.operation(asked)
+        if operation is None or not sees_operation(self._journal, operation):
+            raise OperationNotFound(asked)
+        (told,) = self._told(operation)
+        return pb.GetOperationResponse(operation=told)
+
+    async def ListOperations(
+        self, request: pb.ListOperationsRequest, _context: _Context
+    ) -> pb.ListOperationsResponse:
+        """Return a page of operations."""
+        journal = self._journal
+        asked = requests.list_operations(request, journal.id)
+        vm = there = None
+        if asked.vm is not None:
+            there = known(journal, asked.vm)
+            # what a VM that is forgotten did may be kept longer than the VM
+            vm = there.uuid if there else VmUuid(asked.vm[0])
+        which = replace(asked.which, vm=vm)
+        page, following = await page_of(
+            lambda limit, after: journal.operations(which, limit=limit, after=after),
+            asked.page_size,
+            after=asked.after,
+            passes=lambda operation: sees_operation(journal, operation),
+            place=lambda row: OperationPlace(accept_time=row.accept_time, id=row.id),
+        )
+        if asked.vm is not None and there is None and not page:
+            raise VmNotFound(asked.vm[-1])
+        return pb.ListOperationsResponse(
+            operations=self._told(*page),
+            next_page_token=asked.pages.token(requests.operation_key(following))
+            if following
+            else "",
+        )
+
+    def _told(self, *operations: Operation) -> list[operation_pb2.Operation]:
+        """Return what is told of stored operations: those that wait have a place now."""
+        places = self._starts.places
+        return [
+            convert.operation(
+                replace(operation, queue_place=places.get(operation.id, 0))
+                if operation.phase is OperationPhase.QUEUED
+                else operation
+            )
+            for operation in operations
+        ]
+
+    async def _blind(
+        self, which: HistoryFilter, page: tuple[Transition, ...], *, newest: bool
+    ) -> tuple[BlindInterval, ...]:
+        """Return the times when nobody looked that overlap a page, as the contract says."""
+        # The host's clock may have been set back, so the first is not always the earliest.
+        times = [transition.time for transition in page]
+        since = min(times, default=which.min_time)
+        until = max(times, default=which.max_time)
+        if newest and which.max_revision is None:
+            until = which.max_time
+        return await self._journal.blind_intervals(
+            since=since, until=until, limit=_PAGE_BLIND_INTERVALS
+        )
