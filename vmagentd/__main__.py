@@ -10,20 +10,24 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmagentd import config, logs
+from vmagentd import config, logs, messages
 from vmagentd.errors import ConfigError, StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 log = logging.getLogger(__name__)
 
 _EX_CONFIG = 78
+# three for each connection of a local client, and some
+_DESCRIPTORS = 16384
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,16 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = config.load(file, options)
     except ConfigError as error:
-        print(f"vmagentd: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
+        for line in error.lines:
+            print(f"vmagentd: {line}", file=sys.stderr)  # noqa: T201 - there is no log yet
         return _EX_CONFIG
     if check:
         print(f"{file or config.DEFAULT_FILE}: no problem found")  # noqa: T201 - what was asked for
         return 0
     logs.set_up(settings.log_level)
-    return _run(settings)
+    return _run(settings, partial(config.load, file, options))
 
 
-def _run(settings: config.Config) -> int:
+def _run(settings: config.Config, load: Callable[[], config.Config]) -> int:
     # read by gRPC as it is imported: we never fork, and its own lines are none of ours
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -52,17 +57,26 @@ def _run(settings: config.Config) -> int:
     # While the loop is busy it gets it at this interval; with the default 5 ms it fell behind at
     # 200 events a second (measured).
     sys.setswitchinterval(0.0005)
+    _raise_descriptor_limit()
     code = 0
     try:
-        asyncio.run(daemon.run(settings))
+        asyncio.run(daemon.run(settings, load))
     except* StartupError as refusals:
         code = 1
         for refusal in _leaves(refusals):
             log.error("%s", refusal)  # noqa: TRY400 - the sentence says it all
     except* Exception as faults:
         code = 1
-        log.critical("ended by a fault", exc_info=faults)
+        log.critical("ended by a fault", exc_info=faults, extra={"MESSAGE_ID": messages.FAULT})
     return code
+
+
+def _raise_descriptor_limit() -> None:
+    """Take as many descriptors as we may: the usual 1024 are there for users of select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _DESCRIPTORS:
+        wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

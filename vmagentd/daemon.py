@@ -5,7 +5,7 @@
     libvirt      connecting; events are recorded from here on
     surveys      the first one is awaited, unless libvirt cannot be reached
     operations   those an earlier daemon left open go on
-    server       clients come in
+    server       clients come in; systemd is told so
 
 It ends at SIGTERM or SIGINT, or with the first fault of any task or thread: the journal makes a
 restart cheap, so nothing limps. VMs and operations are left alone; operations go on in the next
@@ -15,35 +15,45 @@ daemon.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import platform
-import signal
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Never
 
-from vmagentd import logind
+from vmagentd import logind, logs, messages, notify, settings
+from vmagentd.api import socketfile
+from vmagentd.api.access import Access
+from vmagentd.api.directory import Directory
+from vmagentd.api.gate import Gate
+from vmagentd.api.network import Network
+from vmagentd.api.refusals import Refusals
 from vmagentd.api.server import Server
 from vmagentd.api.servicer import HostFacts, Servicer
 from vmagentd.api.socketfile import SocketFile
+from vmagentd.ending import Ending
 from vmagentd.hypervisor.connection import Connection
 from vmagentd.hypervisor.domains import Domains
-from vmagentd.journal.retention import Limits
 from vmagentd.journal.store import open_journal
+from vmagentd.metrics import Metrics
 from vmagentd.model import HostBooted, HostGoingDown, LinkLost
 from vmagentd.operations.engine import Operations
-from vmagentd.operations.stop import StopTimes
+from vmagentd.operations.means import Clock, Means
+from vmagentd.operations.starts import Starts
 from vmagentd.reconcile import Surveys
+from vmagentd.reload import Reload
 from vmagentd.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
     from vmagentd.config import Config
+    from vmagentd.errors import VmagentdError
     from vmagentd.journal.store import Journal
-    from vmagentd.model import Event
+    from vmagentd.model import Caller, Event
 
 log = logging.getLogger(__name__)
 
@@ -56,27 +66,51 @@ class _Ended(Exception):
     """The daemon was asked to end."""
 
 
-async def run(config: Config) -> None:
+async def run(config: Config, load: Callable[[], Config]) -> None:
     """Run until a signal ends the daemon.
+
+    Args:
+        config: the settings to begin with.
+        load: reads them again, at SIGHUP.
 
     Raises:
         StartupError: it cannot run; alone or in a group.
         BaseExceptionGroup: a task or a thread had a fault.
     """
-    ending = _Ending()
-    with SocketFile(config.socket, mode=config.socket_mode) as socket:
+    ending = Ending()
+    reload = Reload(config, load)
+    metrics = Metrics(config.metrics.listen)
+    notify.opening()
+    place = SocketFile(
+        config.socket, mode=config.socket_mode, adopted=socketfile.adopted(config.socket)
+    )
+    with place as socket:
         async with open_journal(
-            config.state_dir, fatal=ending.fatal, limits=_limits(config)
+            config.state_dir,
+            fatal=ending.fatal,
+            limits=settings.retention(config),
+            on_measured=metrics.observe.commit,
         ) as journal:
-            await _serve(config, socket, journal, ending)
+            await _serve(config, socket, journal, ending, reload=reload, metrics=metrics)
+    if ending.fault is not None:  # met while all was closed
+        raise ending.fault
 
 
-async def _serve(config: Config, socket: SocketFile, journal: Journal, ending: _Ending) -> None:
+async def _serve(
+    config: Config,
+    socket: SocketFile,
+    journal: Journal,
+    ending: Ending,
+    *,
+    reload: Reload,
+    metrics: Metrics,
+) -> None:
     """Connect to libvirt, look, and serve until the end."""
+    observe = metrics.observe
     start_time = datetime.now(UTC)
     loop = asyncio.get_running_loop()
     boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
-    journal.record(HostBooted(time=start_time, boot_id=boot_id))
+    booted = _booted(journal, start_time, boot_id)
     looked = asyncio.Event()
 
     def record(fact: Event | LinkLost) -> None:
@@ -86,10 +120,11 @@ async def _serve(config: Config, socket: SocketFile, journal: Journal, ending: _
 
     # surveys are made from the connection that tells them to begin
     def on_up() -> None:
+        observe.connect()
         surveys.want()
 
     connection = Connection(config.libvirt_uri, record=record, on_up=on_up, fatal=ending.fatal)
-    domains = Domains(connection)
+    domains = Domains(connection, on_call=observe.call)
     surveys = Surveys(
         journal,
         survey=domains.survey,
@@ -97,48 +132,131 @@ async def _serve(config: Config, socket: SocketFile, journal: Journal, ending: _
         interval=config.survey_interval,
     )
     async with _closing(connection, domains), _tasks() as tasks:
-        operations = Operations(journal, domains, tasks=tasks, times=_stop_times(config))
+        means = _means(config, journal, domains, boot_id)
+        operations = Operations(means, tasks=tasks, on_end=observe.operation)
         tasks.create_task(connection.keep(), name="link")
         tasks.create_task(surveys.run(), name="surveys")
         tasks.create_task(logind.follow(_on_host(journal)), name="logind")
         tasks.create_task(_recover(operations, surveys), name="recover")
-        await _first(ending.cause, looked.wait(), surveys.first_done.wait())
+        await _first(ending.cause, booted, looked.wait(), surveys.first_done.wait())
 
-        host = _host(config, connection, boot_id, start_time)
+        host = _host(config, connection, means, start_time)
+        watch = Watch(journal, on_delivered=observe.delivered)
         servicer = Servicer(
-            journal=journal, operations=operations, watch=Watch(journal), host=host
+            journal=journal,
+            operations=operations,
+            watch=watch,
+            host=host,
+            stall_timeout=config.limits.stall_timeout,
         )
-        async with Server(
-            servicer, socket=socket, grace=config.drain_timeout, tasks=tasks
-        ) as server:
+
+        refusals = Refusals(journal.record, find=journal.find)
+
+        def on_refusal(
+            caller: Caller | None, peer: str, method: str, error: VmagentdError
+        ) -> None:
+            refusals.note(caller, peer, method, error)
+            observe.refusal(error)
+
+        directory = Directory()
+        gate = Gate(
+            directory=directory,
+            limits=settings.connections(config),
+            on_refusal=lambda peer, error: on_refusal(None, peer, "", error),
+            tasks=tasks,
+        )
+        network = Network(config.remote.network)
+        access = Access(
+            directory=directory, local=gate.peer, remote=network.peer, admit=network.admit
+        )
+        await access.apply(config.access.rules)
+        async with (
+            refusals,
+            metrics.served(journal, watch, tasks, connections=gate.__len__),
+            Server(
+                servicer,
+                access=access,
+                limits=settings.caller_limits(config),
+                on_refusal=on_refusal,
+                gate=gate,
+                socket=socket,
+                network=network,
+                grace=config.drain_timeout,
+                tasks=tasks,
+            ) as server,
+        ):
             tasks.create_task(_report_health(journal, server), name="health")
+            tasks.create_task(notify.feed_watchdog(journal.beat), name="watchdog")
+            tasks.create_task(notify.keep_status(journal, lambda: watch.watchers), name="status")
+            _on_reload(reload, journal, surveys, means, server)
+            _on_reload_of_access(reload, access, gate, server, servicer)
+            _follow_certificates(reload, network, server, tasks)
+            tasks.create_task(reload.run(), name="reload")
+            # Nearly all that is there by now is there for good: to look through it for garbage
+            # again and again holds every thread up for 25 ms each time (measured).
+            gc.freeze()
+            notify.ready()
             log.info(
                 "serving %d VMs of %s on %s%s",
                 len(journal.vms),
                 config.libvirt_uri,
                 config.socket,
                 "" if journal.link.connected else f", blind: {journal.link.cause}",
+                extra={"MESSAGE_ID": messages.READY},
             )
-            log.info("ending: %s", await ending.cause)
+            log.info("ending: %s", await ending.cause, extra={"MESSAGE_ID": messages.ENDING})
+            notify.stopping()
 
 
-class _Ending:
-    """Why the daemon ends: a signal, or the fault of a thread."""
+def _on_reload(
+    reload: Reload, journal: Journal, surveys: Surveys, means: Means, server: Server
+) -> None:
+    """Say what can be changed in a daemon that runs; all else holds after a restart."""
 
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.cause: asyncio.Future[str] = loop.create_future()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled, number.name)
+    def drain(new: Config) -> None:
+        server.grace = new.drain_timeout
 
-    def fatal(self, error: BaseException) -> None:
-        """End with *error*; the first cause counts."""
-        if not self.cause.done():
-            self.cause.set_exception(error)
+    def stop(new: Config) -> None:
+        means.times = new.stop.times
 
-    def _signalled(self, name: str) -> None:
-        if not self.cause.done():
-            self.cause.set_result(name)
+    reload.on("log_level", lambda new: logs.set_level(new.log_level))
+    reload.on("survey_interval", lambda new: surveys.survey_every(new.survey_interval))
+    reload.on("drain_timeout", drain)
+    reload.on("stop", stop)
+    reload.on("host_limits", lambda new: means.starts.limit(new.host_limits.limits))
+    for table in ("retention", "audit"):
+        reload.on(table, lambda new: journal.limit(settings.retention(new)))
+
+
+def _on_reload_of_access(
+    reload: Reload, access: Access, gate: Gate, server: Server, servicer: Servicer
+) -> None:
+    async def rules(new: Config) -> None:
+        await access.apply(new.access.rules)
+        server.recheck()
+
+    def limits(new: Config) -> None:
+        gate.limits = settings.connections(new)
+        server.limit(settings.caller_limits(new))
+        servicer.watching.stall_timeout = new.limits.stall_timeout
+
+    # always: which groups exist, and whose number each is, may have changed too
+    reload.on("access", rules, always=True)
+    reload.on("limits", limits)
+
+
+def _follow_certificates(
+    reload: Reload, network: Network, server: Server, tasks: asyncio.TaskGroup
+) -> None:
+    def tls(new: Config) -> None:
+        network.apply(new.remote.network)
+        server.recheck()
+
+    # always: the files may have changed, even if the watch over them has not seen it yet
+    for key in ("certificate", "key", "client_ca", "deny_serials", "deny_fingerprints"):
+        reload.on(f"remote.{key}", tls)
+    reload.on("remote.deny_file", tls, always=True)
+    tasks.create_task(network.keep(server.recheck), name="tls")
 
 
 def _on_host(journal: Journal) -> Callable[[bool], None]:
@@ -169,13 +287,29 @@ async def _closing(connection: Connection, domains: Domains) -> AsyncIterator[No
         await connection.close()
 
 
-async def _first(ended: asyncio.Future[str], *looks: Coroutine[None, None, object]) -> None:
-    """Wait until one of *looks* at libvirt has told something, or the daemon ends."""
+def _booted(journal: Journal, time: datetime, boot_id: str) -> asyncio.Future[None]:
+    """Record which boot of the host this is; done once it is known what ended with another."""
+    recorded = journal.submit(HostBooted(time=time, boot_id=boot_id))
+    # looked at: if it cannot be recorded, the journal ends the daemon by itself
+    recorded.add_done_callback(lambda done: done.exception())
+    return recorded
+
+
+async def _first(
+    ended: asyncio.Future[Any],
+    booted: asyncio.Future[Any],
+    *looks: Coroutine[None, None, object],
+) -> None:
+    """Wait until one of *looks* at libvirt has told something, or the daemon ends.
+
+    In any case until *booted*: no VM that ended with the host is served as one that runs.
+    """
     tasks = [asyncio.create_task(look, name="first look") for look in looks]
     awaited: list[asyncio.Future[Any]] = [ended, *tasks]
     await asyncio.wait(awaited, timeout=_FIRST_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
+    await asyncio.wait([ended, booted], return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _recover(operations: Operations, surveys: Surveys) -> None:
@@ -192,27 +326,25 @@ async def _report_health(journal: Journal, server: Server) -> Never:
         await changed.wait()
 
 
-def _stop_times(config: Config) -> StopTimes:
-    return StopTimes(
-        press_interval=config.stop.press_interval, force_timeout=config.stop.force_timeout
+def _means(config: Config, journal: Journal, domains: Domains, boot_id: str) -> Means:
+    return Means(
+        journal=journal,
+        domains=domains,
+        times=config.stop.times,
+        starts=Starts(journal, config.host_limits.limits),
+        clock=Clock(boot_id=boot_id),
     )
 
 
-def _limits(config: Config) -> Limits:
-    keep = config.retention
-    return Limits(
-        transitions=keep.transitions_max, age=keep.age_max, operations_age=keep.operations_age
-    )
-
-
-def _host(config: Config, connection: Connection, boot_id: str, start_time: datetime) -> HostFacts:
+def _host(config: Config, connection: Connection, means: Means, start_time: datetime) -> HostFacts:
     ready_time = datetime.now(UTC)
     return HostFacts(
         name=platform.node(),
         daemon_version=version("vmagentd"),
         libvirt_uri=config.libvirt_uri,
-        boot_id=boot_id,
+        boot_id=means.clock.boot_id,
         start_time=start_time,
         ready_time=lambda: ready_time,
         hypervisor=lambda: connection.facts,
+        starts=means.starts,
     )

@@ -14,11 +14,14 @@ from vmagentd.errors import JournalReplaced, RevisionCompacted
 from vmagentd.model import Cursor, VmState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
     from datetime import timedelta
 
     from vmagentd.journal.store import Journal
     from vmagentd.model import Link, Revision, Transition, Vm
+
+    Sees: TypeAlias = Callable[[str], bool]
+    _Passes: TypeAlias = Callable[[Vm, str | None], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +60,38 @@ WatchItem: TypeAlias = Snapshot | SnapshotEnd | Changes | Heartbeat
 class Watch:
     """All watchers."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(
+        self, journal: Journal, *, on_delivered: Callable[[Transition], object] = lambda _: None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            journal: what is watched.
+            on_delivered: told the last transition of each message that a watcher's stream has
+                taken.
+        """
         self._journal = journal
+        self._on_delivered = on_delivered
+        # up to where each watcher was told
+        self._places: dict[object, Revision] = {}
+
+    @property
+    def watchers(self) -> int:
+        """How many there are."""
+        return len(self._places)
+
+    @property
+    def slowest(self) -> Revision | None:
+        """Up to where the slowest watcher was told; None: there is none."""
+        return min(self._places.values(), default=None)
 
     async def follow(
-        self, *, vms: tuple[str, ...], resume: Cursor | None, heartbeat_interval: timedelta
+        self,
+        *,
+        vms: tuple[str, ...],
+        resume: Cursor | None,
+        heartbeat_interval: timedelta,
+        sees: Sees | None = None,
     ) -> AsyncGenerator[WatchItem]:
         """Yield the snapshot, unless *resume* is given, then all that comes after, for ever.
 
@@ -72,21 +102,29 @@ class Watch:
             vms: UUIDs and names; only these pass. Empty: all.
             resume: where the watcher left off.
             heartbeat_interval: longest silence.
+            sees: whether a VM of that name exists for the watcher; None: all do. It is shown the
+                transition by which a VM takes such a name, and the one by which it gives it up.
 
         Raises:
             JournalReplaced: *resume* is no place in this journal.
             RevisionCompacted: what comes after *resume* is not kept any more.
         """
-        passing = frozenset(vms)
+        passes = _filter(frozenset(vms), sees)
         if resume is None:
             after = self._journal.head
             cursor = Cursor(journal_id=self._journal.id, revision=after)
-            yield Snapshot(vms=tuple(vm for vm in self._present() if _passes(vm, passing)))
+            yield Snapshot(vms=tuple(vm for vm in self._present() if passes(vm, None)))
             yield SnapshotEnd(cursor=cursor)
         else:
             after = self._checked(resume)
-        async for item in self._go_on(after, passing, heartbeat_interval.total_seconds()):
-            yield item
+        watcher = object()
+        try:
+            async for item in self._go_on(
+                watcher, after, passes, heartbeat_interval.total_seconds()
+            ):
+                yield item
+        finally:
+            self._places.pop(watcher, None)
 
     def _present(self) -> list[Vm]:
         vms = self._journal.vms.values()
@@ -101,20 +139,22 @@ class Watch:
         return resume.revision
 
     async def _go_on(
-        self, after: Revision, passing: frozenset[str], interval_s: float
+        self, watcher: object, after: Revision, passes: _Passes, interval_s: float
     ) -> AsyncGenerator[WatchItem]:
         journal, loop = self._journal, asyncio.get_running_loop()
         told: object = None
         due = loop.time()
         while True:
+            self._places[watcher] = after
             changed = journal.changed
             page = await journal.page(after)
             if page:
                 if page[0].revision != after + 1:  # compacted while this watcher slept
                     raise RevisionCompacted(after, journal.oldest)
                 after = page[-1].revision
-                if transitions := tuple(t for t in page if _passes(t.vm, passing)):
+                if transitions := tuple(t for t in page if passes(t.vm, t.previous_name)):
                     yield Changes(transitions=transitions)
+                    self._on_delivered(transitions[-1])
             condition = (journal.link.connected, journal.link.blind_since, journal.writable)
             if condition != told or loop.time() >= due:
                 told, due = condition, loop.time() + interval_s
@@ -125,8 +165,28 @@ class Watch:
                 await _first(changed, due)
 
 
-def _passes(vm: Vm, passing: frozenset[str]) -> bool:
-    return not passing or vm.uuid in passing or vm.name in passing
+def shown(transition: Transition, sees: Sees) -> bool:
+    """Return whether who *sees* VMs of some names only is shown a transition.
+
+    The one by which a VM gives such a name up is the last that is shown of it: whoever keeps a
+    mirror would else keep that VM for ever.
+    """
+    before = transition.previous_name
+    return sees(transition.vm.name) or (before is not None and sees(before))
+
+
+def _filter(passing: frozenset[str], sees: Sees | None) -> _Passes:
+    """Return what a VM must be to pass, and must have been called before a transition."""
+
+    def wanted(vm: Vm) -> bool:
+        return not passing or vm.uuid in passing or vm.name in passing
+
+    def passes(vm: Vm, before: str | None) -> bool:
+        if sees is None or sees(vm.name) or (before is not None and sees(before)):
+            return wanted(vm)
+        return False
+
+    return passes
 
 
 async def _first(changed: asyncio.Event, due: float) -> None:

@@ -1,0 +1,324 @@
+"""The tables of the settings, with their defaults, units and limits."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from vmagentd.model import (
+    Denied,
+    Grant,
+    NetworkSettings,
+    Role,
+    Rule,
+    TlsFiles,
+    TlsSettings,
+    parse_denied,
+)
+from vmagentd.operations.means import Times
+from vmagentd.operations.starts import HostLimits
+
+_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
+_SIZES: Final = {"MiB": 20, "GiB": 30, "TiB": 40}
+_SIZE: Final = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)(MiB|GiB|TiB)")
+_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+
+
+def _duration(value: object) -> object:
+    """Read `90s`, `1m30s`, `500ms`; a plain number has no unit, so it is refused."""
+    if isinstance(value, timedelta):
+        return value
+    if not isinstance(value, str) or not _DURATION.fullmatch(value):
+        message = 'expected a duration like "5s", "1m30s" or "500ms"'
+        raise ValueError(message)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value))
+    try:
+        return timedelta(seconds=seconds)
+    except OverflowError:
+        return timedelta.max  # more than any setting allows
+
+
+def _size(value: object) -> object:
+    """Read `512GiB`, `1.5TiB`; a plain number has no unit, so only 0 is taken."""
+    if value == 0:
+        return 0
+    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        message = 'expected a size like "512MiB", "64GiB" or "1.5TiB", or 0'
+        raise ValueError(message)
+    return int(float(found[1]) * (1 << _SIZES[found[2]]))
+
+
+def _path(value: Path) -> Path:
+    """Check that a file can have this path."""
+    if "\0" in str(value) or value == Path():
+        message = "expected the path of a file"
+        raise ValueError(message)
+    return value
+
+
+def _mode(value: object) -> object:
+    """Read a file mode in octal, `"0660"`."""
+    if isinstance(value, int):
+        message = 'expected a file mode in quotes, like "0660"'
+        raise ValueError(message)  # noqa: TRY004 - of others pydantic makes no problem of ours
+    if not isinstance(value, str) or not re.fullmatch(r"0?[0-7]{3}", value):
+        message = 'expected a file mode in octal, like "0660"'
+        raise ValueError(message)
+    return int(value, 8)
+
+
+def _listen(value: str) -> str:
+    """Check `127.0.0.1:9464`, `[::1]:9464` or `unix:/path`."""
+    host, _, port = value.rpartition(":")
+    at_port = bool(host) and port.isdecimal() and 0 < int(port) <= _HIGHEST_PORT
+    if "\0" not in value and (value.startswith("unix:/") or at_port):
+        return value
+    message = 'expected an address like "127.0.0.1:9464" or "unix:/run/vmagentd/metrics.sock"'
+    raise ValueError(message)
+
+
+_ADDRESS: Final = re.compile(r"(?:\[[0-9A-Fa-f:.%\w]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+_HIGHEST_PORT: Final = 65535
+_SECOND, _HOUR = timedelta(seconds=1), timedelta(hours=1)
+Duration = Annotated[
+    timedelta, BeforeValidator(_duration), Field(ge=timedelta(milliseconds=100), le=_HOUR)
+]
+Age = Annotated[timedelta, BeforeValidator(_duration), Field(ge=_HOUR, le=timedelta(days=3650))]
+Size = Annotated[int, BeforeValidator(_size), Field(ge=0, le=1 << 60)]
+FilePath = Annotated[Path, AfterValidator(_path)]
+FileMode = Annotated[int, BeforeValidator(_mode)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StopSettings(_Table):
+    """`[stop]`: how VMs are stopped."""
+
+    # time between two presses of the power button while the guest does not react
+    press_interval: Duration = timedelta(seconds=5)
+    # how long a VM that is forced off may take before that counts as failed
+    force_timeout: Duration = timedelta(seconds=60)
+
+    @property
+    def times(self) -> Times:
+        """The same as the daemon goes by it."""
+        return Times(press_interval=self.press_interval, force_timeout=self.force_timeout)
+
+
+class RetentionSettings(_Table):
+    """`[retention]`: how much history the journal keeps."""
+
+    # transitions: as many as are within both; the newest of each VM that is present always stays
+    transitions_max: Annotated[int, Field(ge=1000, le=100_000_000)] = 1_000_000
+    # and how long
+    age_max: Age = timedelta(days=90)
+    # operations, and with them the request ids that they answer, this long after their end
+    operations_age: Age = timedelta(days=7)
+
+
+class MetricsSettings(_Table):
+    """`[metrics]`: figures for Prometheus."""
+
+    # HOST:PORT or unix:PATH; whoever can connect may read. Unset: nothing is measured or served
+    listen: Annotated[str, AfterValidator(_listen)] | None = None
+
+
+class AuditSettings(_Table):
+    """`[audit]`: how long is told who did what. It cannot be switched off."""
+
+    age_max: Age = timedelta(days=365)
+    # of each kind: operations, requests that joined one, refusals
+    records_max: Annotated[int, Field(ge=1000, le=10_000_000)] = 200_000
+
+
+class GrantSettings(_Table):
+    """`[[access.grants]]`: whoever is one of these has the role, for these VMs."""
+
+    role: Literal["viewer", "operator", "admin"]
+    users: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    # what certificates name: URIs, or `dns:NAME`; or globs of these
+    subjects: tuple[str, ...] = ()
+    # names of VMs; none: all
+    vms: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+
+    @model_validator(mode="after")
+    def _names_somebody(self) -> Self:
+        if not (self.users or self.groups or self.subjects):
+            message = "names nobody: give users, groups or subjects"
+            raise ValueError(message)
+        return self
+
+
+class AccessSettings(_Table):
+    """`[access]`: who has which role. root is admin, and so is whom the daemon runs as."""
+
+    # a group that does not exist has no members
+    admin_groups: tuple[str, ...] = ("vmagentd-admin",)
+    operator_groups: tuple[str, ...] = ("vmagentd-operator",)
+    viewer_groups: tuple[str, ...] = ("vmagentd-viewer",)
+    grants: tuple[GrantSettings, ...] = ()
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The same as the daemon goes by it."""
+        groups = {
+            Role.ADMIN: self.admin_groups,
+            Role.OPERATOR: self.operator_groups,
+            Role.VIEWER: self.viewer_groups,
+        }
+        return (
+            *(
+                Rule(grant=Grant(role=role), groups=frozenset(names))
+                for role, names in groups.items()
+            ),
+            *(
+                Rule(
+                    grant=Grant(role=Role(each.role.upper()), vm_globs=each.vms),
+                    users=frozenset(each.users),
+                    groups=frozenset(each.groups),
+                    subjects=frozenset(each.subjects),
+                )
+                for each in self.grants
+            ),
+        )
+
+
+class LimitSettings(_Table):
+    """`[limits]`: what one caller may have; far above what a control plane needs."""
+
+    # of one user of this host, and of all of them
+    user_connections: Annotated[int, Field(ge=1, le=65536)] = 256
+    connections: Annotated[int, Field(ge=1, le=65536)] = 1024
+    # calls of one caller: in the long run, twice as many at once
+    calls_per_second: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    # watches and operations that one caller follows at a time
+    streams: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
+    # longest time for a call that is no stream
+    call_timeout: Duration = timedelta(seconds=60)
+    # longest time that a watcher may leave unread what it was sent
+    stall_timeout: Duration = timedelta(seconds=30)
+
+
+class HostLimitSettings(_Table):
+    """`[host_limits]`: what all VMs of the host may use together; 0 is no limit."""
+
+    # starts that libvirt is busy with at once; others wait for their turn
+    starts_at_once: Annotated[int, Field(ge=0, le=1000)] = 8
+    running_vms: Annotated[int, Field(ge=0, le=100_000)] = 0
+    vcpus: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    # like "512GiB"
+    memory: Size = 0
+
+    @property
+    def limits(self) -> HostLimits:
+        """The same as the daemon goes by it."""
+        return HostLimits(
+            starts_at_once=self.starts_at_once,
+            running_vms=self.running_vms,
+            vcpus=self.vcpus,
+            memory_bytes=self.memory,
+        )
+
+
+def _denied(value: object) -> object:
+    if isinstance(value, str):
+        parse_denied(value)
+    return value
+
+
+def _address(value: object) -> object:
+    found = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
+    if found is None or not 0 < int(found["port"]) <= _HIGHEST_PORT:
+        message = 'expected an address and a port, like "0.0.0.0:7443" or "[::1]:7443"'
+        raise ValueError(message)
+    return value
+
+
+class RemoteSettings(_Table):
+    """`[remote]`: the TCP port for other hosts, with TLS. Off unless `listen` is set."""
+
+    # like "0.0.0.0:7443", which is all addresses, IPv6 too; unset: nobody comes from elsewhere
+    listen: Annotated[str, BeforeValidator(_address)] | None = None
+    # in PEM: the daemon's own, with what is between it and its CA, and its key
+    certificate: FilePath | None = None
+    key: FilePath | None = None
+    # in PEM: whoever issues the certificates of clients
+    client_ca: FilePath | None = None
+    # client certificates that are not accepted: in hexadecimal digits, as openssl prints them
+    deny_serials: tuple[Annotated[str, BeforeValidator(_denied)], ...] = ()
+    deny_fingerprints: tuple[Annotated[str, BeforeValidator(_denied)], ...] = ()
+    # a file with more of both, one a line
+    deny_file: FilePath | None = None
+    # a connection ends then, and its client connects again
+    max_connection_age: Annotated[
+        timedelta, BeforeValidator(_duration), Field(ge=_SECOND, le=timedelta(days=7))
+    ] = _HOUR
+
+    @model_validator(mode="after")
+    def _never_without_tls(self) -> Self:
+        needed = ("certificate", "key", "client_ca")
+        missing = [name for name in needed if getattr(self, name) is None]
+        if self.listen is not None and missing:
+            message = f"listen needs {', '.join(missing)} too: there is no TCP without TLS"
+            raise ValueError(message)
+        return self
+
+    @property
+    def network(self) -> NetworkSettings | None:
+        """The same as the daemon goes by it; None: it is off."""
+        listen, own, key, cas = self.listen, self.certificate, self.key, self.client_ca
+        if listen is None or own is None or key is None or cas is None:
+            return None
+        return NetworkSettings(
+            listen=listen,
+            max_connection_age=self.max_connection_age,
+            tls=TlsSettings(
+                files=TlsFiles(certificate=own, key=key, client_ca=cas),
+                denied=Denied.of((*self.deny_serials, *self.deny_fingerprints)),
+                deny_file=self.deny_file,
+            ),
+        )
+
+
+class Config(_Table):
+    """All settings; the names are the keys of the file."""
+
+    # the libvirt that is followed
+    libvirt_uri: Annotated[str, Field(min_length=1)] = "qemu:///system"
+    # where clients connect; whoever can is known by the kernel, so all may try
+    socket: FilePath = Path("/run/vmagentd/vmagentd.sock")
+    socket_mode: FileMode = 0o666
+    # the journal's directory: the daemon's own
+    state_dir: FilePath = Path("/var/lib/vmagentd")
+    # least severity that is logged: debug, info, warning or error
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    # longest time between two surveys of all VMs
+    survey_interval: Duration = timedelta(minutes=1)
+    # longest wait for calls under way when the daemon ends
+    drain_timeout: Annotated[
+        timedelta, BeforeValidator(_duration), Field(ge=_SECOND, le=timedelta(seconds=60))
+    ] = timedelta(seconds=2)
+    stop: StopSettings = StopSettings()
+    host_limits: HostLimitSettings = HostLimitSettings()
+    retention: RetentionSettings = RetentionSettings()
+    audit: AuditSettings = AuditSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    access: AccessSettings = AccessSettings()
+    limits: LimitSettings = LimitSettings()
+    remote: RemoteSettings = RemoteSettings()

@@ -1,0 +1,128 @@
+"""Serves the figures by HTTP, on a TCP port or a Unix socket.
+
+As little HTTP as Prometheus needs: one GET on a connection, then it is closed. Runs on the loop;
+the text is made in a thread `metrics`, for with many labels that takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+from vmagentd.errors import MetricsUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    # the Accept header → content type, body
+    Written = Callable[[str], tuple[str, bytes]]
+
+log = logging.getLogger(__name__)
+
+_MAX_READERS: Final = 8
+_PATIENCE_S: Final = 5.0
+_MAX_REQUEST_BYTES: Final = 16 * 1024
+
+
+@asynccontextmanager
+async def served(
+    listen: str, *, look: Callable[[], None], written: Written
+) -> AsyncIterator[None]:
+    """Serve at *listen* while the body lasts.
+
+    Args:
+        listen: `HOST:PORT`, or `unix:PATH`.
+        look: is called on the loop before each reading.
+        written: returns the figures; called in a thread.
+
+    Raises:
+        MetricsUnavailable: the place is taken, or not ours to take.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="metrics") as pool:
+        reader = _Reader(look, written, pool)
+        try:
+            server = await _bound(listen, reader)
+        except OSError as error:
+            raise MetricsUnavailable(listen, error.strerror or str(error)) from error
+        try:
+            log.info("metrics are served at %s", listen)
+            yield
+        finally:
+            server.close()
+            reader.close()
+            if listen.startswith("unix:"):
+                with suppress(OSError):
+                    os.unlink(listen.removeprefix("unix:"))  # noqa: PTH108 - no Path on the loop
+
+
+async def _bound(listen: str, reader: _Reader) -> asyncio.Server:
+    if listen.startswith("unix:"):
+        path = listen.removeprefix("unix:")
+        server = await asyncio.start_unix_server(reader, path, limit=_MAX_REQUEST_BYTES)
+        # figures are no secret, and nothing can be changed through it; its directory decides
+        os.chmod(path, 0o666)  # noqa: S103, PTH101 - just made, and local
+        return server
+    host, _, port = listen.rpartition(":")
+    return await asyncio.start_server(
+        reader, host.strip("[]"), int(port), limit=_MAX_REQUEST_BYTES
+    )
+
+
+class _Reader:
+    """Answers those who read."""
+
+    def __init__(
+        self, look: Callable[[], None], written: Written, pool: ThreadPoolExecutor
+    ) -> None:
+        self._look = look
+        self._written = written
+        self._pool = pool
+        self._open: set[asyncio.StreamWriter] = set()
+
+    def close(self) -> None:
+        """Hang up."""
+        for writer in self._open:
+            writer.transport.abort()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one connection."""
+        if len(self._open) >= _MAX_READERS:
+            writer.transport.abort()
+            return
+        self._open.add(writer)
+        try:
+            # who says or takes nothing for so long gives its place up
+            async with asyncio.timeout(_PATIENCE_S):
+                writer.write(await self._answer(await reader.readuntil(b"\r\n\r\n")))
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            writer.transport.abort()
+        finally:
+            self._open.discard(writer)
+
+    async def _answer(self, request: bytes) -> bytes:
+        first, *lines = request.decode("latin-1").split("\r\n")
+        method, _, rest = first.partition(" ")
+        path = rest.partition(" ")[0].partition("?")[0]
+        if method != "GET":
+            return _response("405 Method Not Allowed", "text/plain", b"GET /metrics\n")
+        if path not in {"/metrics", "/"}:
+            return _response("404 Not Found", "text/plain", b"GET /metrics\n")
+        headers = (line.partition(":") for line in lines)
+        accepted = next((v.strip() for k, _, v in headers if k.lower() == "accept"), "")
+        self._look()
+        loop = asyncio.get_running_loop()
+        content_type, body = await loop.run_in_executor(self._pool, self._written, accepted)
+        return _response("200 OK", content_type, body)
+
+
+def _response(status: str, content_type: str, body: bytes) -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\n"
+    head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + body
