@@ -6,7 +6,8 @@ daemon's package, and runs wherever the socket can be reached.
     __main__, leaving       the process: environment, Ctrl-C, exit code
     app, options            the commands and their options
     commands                what they do
-    operate                 start and stop, several VMs side by side
+    verbs, operate          what is done to VMs, several side by side
+    operations              what was asked of VMs, and how it went
     follow                  a watch that survives the daemon
     pages                   answers that come in pages, made whole
     channel, failures       the way to the daemon, and what went wrong

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from google.protobuf.duration_pb2 import Duration
 
 from vmagent.ctl import commands, leaving
+from vmagent.ctl.auditing import audit
+from vmagent.ctl.doctor import doctor
 from vmagent.ctl.durations import parse_duration
 from vmagent.ctl.failures import ExitCode, Failure
 from vmagent.ctl.follow import Follower
 from vmagent.ctl.moments import parse_moment
-from vmagent.ctl.operate import Operations
+from vmagent.ctl.operations import cancel, operation, operations
 from vmagent.ctl.options import (
+    CaOption,
+    CertOption,
     Common,
+    KeyOption,
     OutputOption,
+    ServerNameOption,
     Target,
     VmArgument,
-    VmsArgument,
     parse_place,
     parse_state,
     read,
 )
+from vmagent.ctl.pki import pki
 from vmagent.ctl.screen import tell
+from vmagent.ctl.targets import TlsFiles
+from vmagent.ctl.verbs import pause, reboot, resume, start, stop
+from vmagent.ctl.whoami import whoami
 from vmagent.ctl.words import plain
-from vmagent.v1.operation_pb2 import StopMode, StopOnGraceExpired
-from vmagent.v1.vm_agent_service_pb2 import ListTransitionsRequest, StartRequest, StopRequest
+from vmagent.v1.vm_agent_service_pb2 import ListTransitionsRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,33 +71,25 @@ def _usage(error: typer.TyperException) -> str:
     return f"{plain(message)} (see {command} --help)"
 
 
-class GraceExpired(StrEnum):
-    """What a stop does when the guest takes too long."""
-
-    FAIL = "fail"
-    FORCE = "force"
-
-
-_ON_GRACE_EXPIRED = {
-    GraceExpired.FAIL: StopOnGraceExpired.STOP_ON_GRACE_EXPIRED_FAIL,
-    GraceExpired.FORCE: StopOnGraceExpired.STOP_ON_GRACE_EXPIRED_FORCE,
-}
-
-
 @app.callback(invoke_without_command=True)
 def vmagentctl(
     context: typer.Context,
     *,
     target: Target = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
+    ca: CaOption = None,
+    server_name: ServerNameOption = None,
     output: OutputOption = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Look at the VMs of a host, follow them, start and stop them, through vmagentd.
+    """Look at the VMs of a host, follow them, start and stop them and more, through vmagentd.
 
     Exit status: 0 done, 1 failed, 2 bad usage, 3 not found, 4 vmagentd cannot be reached,
-    130 interrupted.
+    130 interrupted, 141 nobody reads what it prints.
     """
-    context.obj = Common(target=target, output=output)
+    files = TlsFiles(cert=cert, key=key, ca=ca, server_name=server_name)
+    context.obj = Common(target=target, tls=files, output=output)
     if version:
         typer.echo(f"vmagentctl {commands.own_version()}")
         raise typer.Exit
@@ -117,7 +115,7 @@ def list_(
     states = [read("--state", text, parse_state) for text in state or ()]
     return asyncio.run(
         commands.list_vms(
-            common.path(target), common.form(output), states, name, with_gone=everything
+            common.daemon(target), common.form(output), states, name, with_gone=everything
         )
     )
 
@@ -128,60 +126,11 @@ def show(
 ) -> ExitCode:
     """Show all that is known of one VM."""
     common: Common = context.obj
-    return asyncio.run(commands.show_vm(common.path(target), common.form(output), vm))
+    return asyncio.run(commands.show_vm(common.daemon(target), common.form(output), vm))
 
 
-@app.command()
-def start(
-    context: typer.Context,
-    *,
-    vms: VmsArgument,
-    paused: Annotated[bool, typer.Option("--paused", help="Create it paused.")] = False,
-    discard_saved_state: Annotated[
-        bool, typer.Option("--discard-saved-state", help="Boot afresh, drop saved memory.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also if it was migrated away; it must not run there.")
-    ] = False,
-    timeout: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="How long it may take [120s].")
-    ] = None,
-    target: Target = None,
-    output: OutputOption = None,
-) -> ExitCode:
-    """Start VMs and wait until they run. A VM that runs is left alone."""
-    request = StartRequest(
-        paused=paused,
-        discard_saved_state=discard_saved_state,
-        force=force,
-        timeout=_duration("--timeout", timeout),
-    )
-    return _operate(context.obj, target, output, vms, request)
-
-
-@app.command()
-def stop(
-    context: typer.Context,
-    *,
-    vms: VmsArgument,
-    force: Annotated[bool, typer.Option("--force", help="Pull the plug at once.")] = False,
-    grace: Annotated[
-        str | None,
-        typer.Option(metavar="DURATION", help="How long the guest may take [60s]."),
-    ] = None,
-    on_grace_expired: Annotated[
-        GraceExpired, typer.Option(help="What to do when the guest takes longer.")
-    ] = GraceExpired.FAIL,
-    target: Target = None,
-    output: OutputOption = None,
-) -> ExitCode:
-    """Ask guests to shut down and wait until they are off. A VM that is off is left alone."""
-    request = StopRequest(
-        mode=StopMode.STOP_MODE_FORCE if force else StopMode.STOP_MODE_GRACEFUL,
-        grace_period=_duration("--grace", grace),
-        on_grace_expired=_ON_GRACE_EXPIRED[on_grace_expired],
-    )
-    return _operate(context.obj, target, output, vms, request)
+for _command in (start, stop, reboot, pause, resume, operations, operation, cancel):
+    app.command()(_command)
 
 
 @app.command()
@@ -210,7 +159,7 @@ def watch(
     common: Common = context.obj
     place = read("--resume-from", resume_from, parse_place) if resume_from is not None else None
     follower = Follower(
-        path=common.path(target),
+        daemon=common.daemon(target),
         vms=vms or (),
         heartbeat=read("--heartbeat", heartbeat, parse_duration),
         place=place,
@@ -251,6 +200,8 @@ def history(
         case None:
             pass
     match _moment("--until", until):
+        case 0:  # which would be no limit
+            raise typer.BadParameter("revisions begin with 1", param_hint="--until")
         case int(revision):
             request.max_revision = revision
         case datetime() as time:
@@ -258,8 +209,14 @@ def history(
         case None:
             pass
     return asyncio.run(
-        commands.show_history(common.path(target), common.form(output), request, limit)
+        commands.show_history(common.daemon(target), common.form(output), request, limit)
     )
+
+
+app.command()(audit)
+app.command()(pki)
+app.command()(doctor)
+app.command()(whoami)
 
 
 @app.command()
@@ -268,7 +225,7 @@ def host(
 ) -> ExitCode:
     """Show the host: its link to libvirt, its journal, versions and capacity."""
     common: Common = context.obj
-    return asyncio.run(commands.show_host(common.path(target), common.form(output)))
+    return asyncio.run(commands.show_host(common.daemon(target), common.form(output)))
 
 
 @app.command("version")
@@ -277,29 +234,7 @@ def version_(
 ) -> ExitCode:
     """Show the versions of vmagentctl, vmagentd, libvirt and the hypervisor."""
     common: Common = context.obj
-    return asyncio.run(commands.show_version(common.path(target), common.form(output)))
-
-
-def _operate(
-    common: Common,
-    target: str | None,
-    output: OutputOption,
-    vms: list[str],
-    request: StartRequest | StopRequest,
-) -> ExitCode:
-    """Start or stop VMs, each by a copy of *request*."""
-    path = common.path(target)
-    operations = Operations(common.form(output), path)
-    leaving.on_interrupt(operations.last_words)
-    return asyncio.run(commands.operate(path, operations, vms, request))
-
-
-def _duration(option: str, text: str | None) -> Duration | None:
-    if text is None:
-        return None
-    duration = Duration()
-    duration.FromTimedelta(read(option, text, parse_duration))
-    return duration
+    return asyncio.run(commands.show_version(common.daemon(target), common.form(output)))
 
 
 def _moment(option: str, text: str | None) -> int | datetime | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import uuid
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
@@ -14,6 +15,7 @@ from vmagent.ctl.channel import ANSWER_TIMEOUT_S, connect
 from vmagent.ctl.failures import ExitCode
 from vmagent.ctl.host import print_host
 from vmagent.ctl.lines import history_lines
+from vmagent.ctl.listing import print_pages
 from vmagent.ctl.pages import (
     history_pages,
     list_requests,
@@ -21,24 +23,30 @@ from vmagent.ctl.pages import (
     whole_history,
     whole_list,
 )
-from vmagent.ctl.screen import Output, Screen, print_json, tell
+from vmagent.ctl.screen import Output, Screen, print_json
 from vmagent.ctl.vms import print_page, print_table
 from vmagent.ctl.watching import WatchPrinter
 from vmagent.ctl.words import NOTHING, plain
 from vmagent.v1.vm_agent_service_pb2 import (
     GetHostRequest,
     GetVmRequest,
+    PauseRequest,
+    RebootRequest,
+    ResumeRequest,
     StartRequest,
     StopRequest,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Iterable
-    from pathlib import Path
 
     from vmagent.ctl.follow import Follower
-    from vmagent.ctl.operate import Operations, Step
-    from vmagent.v1.vm_agent_service_pb2 import ListTransitionsRequest
+    from vmagent.ctl.operate import Operations, Request, Step
+    from vmagent.ctl.targets import Daemon
+    from vmagent.v1.vm_agent_service_pb2 import (
+        ListTransitionsRequest,
+        ListTransitionsResponse,
+    )
     from vmagent.v1.vm_pb2 import VmState
 
 
@@ -48,7 +56,7 @@ def now() -> datetime:
 
 
 async def list_vms(
-    path: Path,
+    daemon: Daemon,
     output: Output,
     states: Iterable[VmState.ValueType],
     name_glob: str,
@@ -57,23 +65,18 @@ async def list_vms(
 ) -> ExitCode:
     """List VMs."""
     requests = list_requests(states, name_glob, with_gone=with_gone)
-    async with connect(path) as service:
-        if output is Output.JSONL:
-            for request in requests:
-                async for page in vm_pages(service, request):
-                    print_json(page, output)
-            return ExitCode.DONE
-        answer = await whole_list(service, requests)
-    if output is Output.JSON:
-        print_json(answer, output)
-    else:
-        print_table(Screen(), answer.vms, answer.link, now())
-    return ExitCode.DONE
+    return await print_pages(
+        daemon,
+        output,
+        lambda service: vm_pages(service, requests),
+        whole_list,
+        lambda screen, answer: print_table(screen, answer.vms, answer.link, now()),
+    )
 
 
-async def show_vm(path: Path, output: Output, vm: str) -> ExitCode:
+async def show_vm(daemon: Daemon, output: Output, vm: str) -> ExitCode:
     """Show one VM."""
-    async with connect(path) as service:
+    async with connect(daemon) as service:
         answer = await service.GetVm(GetVmRequest(vm=vm), timeout=ANSWER_TIMEOUT_S)
     if output is Output.TABLE:
         print_page(Screen(), answer.vm, answer.link, now())
@@ -83,30 +86,27 @@ async def show_vm(path: Path, output: Output, vm: str) -> ExitCode:
 
 
 async def show_history(
-    path: Path, output: Output, request: ListTransitionsRequest, limit: int
+    daemon: Daemon, output: Output, request: ListTransitionsRequest, limit: int
 ) -> ExitCode:
     """Print history."""
-    async with connect(path) as service:
-        if output is Output.JSONL:
-            async for page in history_pages(service, request, limit):
-                print_json(page, output)
-            return ExitCode.DONE
-        answer = await whole_history(service, request, limit)
-    if output is Output.JSON:
-        print_json(answer, output)
-        return ExitCode.DONE
-    screen = Screen()
-    for line in history_lines(answer, oldest_first=request.oldest_first):
-        screen.line(line)
-    if answer.next_page_token:
-        side = "newer" if request.oldest_first else "older"
-        tell(f"there are {side} ones; --limit says how many are shown, --limit 0 shows all")
-    return ExitCode.DONE
+
+    def show(screen: Screen, answer: ListTransitionsResponse) -> None:
+        for line in history_lines(answer, oldest_first=request.oldest_first):
+            screen.line(line)
+
+    return await print_pages(
+        daemon,
+        output,
+        lambda service: history_pages(service, request, limit),
+        whole_history,
+        show,
+        rest="newer" if request.oldest_first else "older",
+    )
 
 
-async def show_host(path: Path, output: Output) -> ExitCode:
+async def show_host(daemon: Daemon, output: Output) -> ExitCode:
     """Show the host."""
-    async with connect(path) as service:
+    async with connect(daemon) as service:
         answer = await service.GetHost(GetHostRequest(), timeout=ANSWER_TIMEOUT_S)
     if output is Output.TABLE:
         print_host(Screen(), answer.host, now())
@@ -115,12 +115,12 @@ async def show_host(path: Path, output: Output) -> ExitCode:
     return ExitCode.DONE
 
 
-async def show_version(path: Path, output: Output) -> ExitCode:
+async def show_version(daemon: Daemon, output: Output) -> ExitCode:
     """Show the versions of this program and of the daemon, as far as it can be reached."""
     screen = Screen()
     if output is Output.TABLE:  # at once: it is known without the daemon
         screen.line(f"vmagentctl  {own_version()}")
-    async with connect(path) as service:
+    async with connect(daemon) as service:
         answer = await service.GetHost(GetHostRequest(), timeout=ANSWER_TIMEOUT_S)
     host = answer.host
     if output is Output.TABLE:
@@ -152,36 +152,42 @@ def own_version() -> str:
 async def watch(follower: Follower, output: Output) -> ExitCode:
     """Watch, until interrupted or refused; a place without a journal is in the present one."""
     if follower.place is not None and not follower.place.journal_id:
-        follower.place.journal_id = await _present_journal(follower.path)
+        follower.place.journal_id = await _present_journal(follower.daemon)
     printer = WatchPrinter(Screen(), now)
     async for response in follower.responses():
         if output is Output.TABLE:
-            printer.print(response)
+            printer.print(response, begins=follower.begins)
         else:
             print_json(response, output)
     return ExitCode.DONE
 
 
-async def _present_journal(path: Path) -> str:
-    async with connect(path) as service:
+async def _present_journal(daemon: Daemon) -> str:
+    async with connect(daemon) as service:
         answer = await service.GetHost(GetHostRequest(), timeout=ANSWER_TIMEOUT_S)
     return answer.host.journal_id
 
 
 async def operate(
-    path: Path, operations: Operations, vms: Iterable[str], request: StartRequest | StopRequest
+    daemon: Daemon, operations: Operations, vms: Iterable[str], request: Request
 ) -> ExitCode:
-    """Start or stop VMs, each by a copy of *request* with an identity of its own."""
-    async with connect(path) as service:
+    """Do something to VMs, each by a copy of *request*, if need be with an identity of its own."""
+    async with connect(daemon) as service:
 
         def call(vm: str) -> AsyncIterable[Step]:
-            identity = str(uuid.uuid4())
-            if isinstance(request, StartRequest):
-                start = StartRequest(vm=vm, request_id=identity)
-                start.MergeFrom(request)
-                return service.Start(start)
-            stop = StopRequest(vm=vm, request_id=identity)
-            stop.MergeFrom(request)
-            return service.Stop(stop)
+            own = copy.deepcopy(request)
+            own.vm = vm
+            own.request_id = request.request_id or str(uuid.uuid4())
+            match own:
+                case StartRequest():
+                    return service.Start(own)
+                case StopRequest():
+                    return service.Stop(own)
+                case RebootRequest():
+                    return service.Reboot(own)
+                case PauseRequest():
+                    return service.Pause(own)
+                case ResumeRequest():
+                    return service.Resume(own)
 
         return await operations.run(vms, call)

@@ -22,9 +22,10 @@ from vmagent.v1.vm_agent_service_pb2_grpc import VmAgentServiceStub
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import timedelta
-    from pathlib import Path
 
     from grpc.aio import AioRpcError
+
+    from vmagent.ctl.targets import Daemon
 
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 10.0
@@ -42,15 +43,18 @@ _BROKEN = {
 class Follower:
     """Follows what a daemon says of its VMs, across the daemon's restarts."""
 
-    path: Path
+    daemon: Daemon
     vms: Sequence[str] = ()
     heartbeat: timedelta
     place: Cursor | None = None  # everything up to here has come; None: a snapshot is needed
     reconnect: bool = True
     tell: Callable[[str], None]  # remarks for the person who watches
     slack_s: float = 5  # a heartbeat may be late by this
+    # whether the response that was yielded last is the first of its connection
+    begins: bool = field(default=True, init=False)
     _connected: bool = field(default=False, init=False)  # ever
     _away: bool = field(default=False, init=False)
+    _obstacle: str | None = field(default=None, init=False)  # as the person was told last
     _delay_s: float = field(default=_FIRST_DELAY_S, init=False)
 
     async def responses(self) -> AsyncIterator[WatchStatusResponse]:
@@ -75,6 +79,10 @@ class Follower:
                     self.tell(f"{refusal(error)}: taking a fresh snapshot")
                     continue
                 why, delay = self._reason_to_go_on(error), retry_delay_of(error)
+            except Failure as failure:
+                if not self._connected:
+                    raise
+                why, delay = str(failure), None  # files that are being replaced, one by one
             if not (self.reconnect and self._connected):
                 raise Failure(f"the watch is over: {why}", ExitCode.UNREACHABLE)
             await self._pause(why, delay)
@@ -83,8 +91,9 @@ class Follower:
         """Yield what comes through one connection."""
         request = WatchStatusRequest(vms=self.vms, resume=self.place)
         request.heartbeat_interval.FromTimedelta(self.heartbeat)
-        async with open_channel(self.path) as channel:
+        async with open_channel(self.daemon) as channel:
             call = VmAgentServiceStub(channel).WatchStatus(request)
+            self.begins = True
             while True:
                 async with asyncio.timeout(self._patience_s):
                     response = await call.read()
@@ -92,6 +101,7 @@ class Follower:
                     return
                 self._arrived(response)
                 yield response
+                self.begins = False
 
     @property
     def _patience_s(self) -> float:
@@ -103,6 +113,7 @@ class Follower:
             place = f" after revision {self.place.revision}" if self.place else " with a snapshot"
             self.tell(f"connected again, going on{place}")
         self._connected, self._away, self._delay_s = True, False, _FIRST_DELAY_S
+        self._obstacle = None
         if response.HasField("snapshot_end"):
             self.place = Cursor()  # a copy: it will go on, and the response is printed yet
             self.place.CopyFrom(response.snapshot_end)
@@ -115,7 +126,7 @@ class Follower:
 
     def _reason_to_go_on(self, error: AioRpcError) -> str:
         """Return what happened if it is worth another attempt, else raise it."""
-        failure = failure_of(error, self.path)
+        failure = failure_of(error, self.daemon)
         reason = reason_of(error)
         worth = (
             reason == "WATCHER_TOO_SLOW"
@@ -128,9 +139,9 @@ class Follower:
         return str(failure)
 
     async def _pause(self, why: str, wanted: timedelta | None) -> None:
-        if not self._away:
+        if why != self._obstacle:
             self.tell(f"{why}; connecting again")
-        self._away = True
+        self._away, self._obstacle = True, why
         # Half of it is chance, so that many watchers do not return in step.
         delay_s = self._delay_s * random.uniform(0.5, 1)  # noqa: S311  # no secret
         await asyncio.sleep(max(delay_s, wanted.total_seconds() if wanted else 0))

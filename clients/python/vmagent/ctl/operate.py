@@ -1,4 +1,4 @@
-"""Start and Stop: several VMs side by side, each step told as it comes."""
+"""What is done to VMs: several side by side, each step told as it comes."""
 
 from __future__ import annotations
 
@@ -8,30 +8,55 @@ from typing import TYPE_CHECKING
 import grpc.aio
 
 from vmagent.ctl.channel import failure_of
-from vmagent.ctl.failures import ExitCode, Failure, outcome
+from vmagent.ctl.failures import ExitCode, Failure, outcome, reason_of, refusal
 from vmagent.ctl.screen import Output, Screen, print_json, tell
 from vmagent.ctl.vms import name_of, state_and_reason
-from vmagent.ctl.words import clock, length, moment_of, phase_word, plain
+from vmagent.ctl.words import clock, length, moment_of, phase_word, plain, short, verb_word
 from vmagent.v1.operation_pb2 import Operation, OperationOutcome, OperationPhase, OperationVerb
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable
-    from pathlib import Path
 
+    from grpc.aio import AioRpcError
     from rich.text import Text
 
+    from vmagent.ctl.targets import Daemon
     from vmagent.v1.operation_pb2 import OperationStep
-    from vmagent.v1.vm_agent_service_pb2 import StartResponse, StopResponse
+    from vmagent.v1.vm_agent_service_pb2 import (
+        PauseRequest,
+        PauseResponse,
+        RebootRequest,
+        RebootResponse,
+        ResumeRequest,
+        ResumeResponse,
+        StartRequest,
+        StartResponse,
+        StopRequest,
+        StopResponse,
+    )
 
-    Step = StartResponse | StopResponse
+    Request = StartRequest | StopRequest | RebootRequest | PauseRequest | ResumeRequest
+    Step = StartResponse | StopResponse | RebootResponse | PauseResponse | ResumeResponse
 
 _AT_ONCE = 64  # more wait for their turn: the daemon bounds what one caller may have open
+_START, _STOP = OperationVerb.OPERATION_VERB_START, OperationVerb.OPERATION_VERB_STOP
+_REBOOT = OperationVerb.OPERATION_VERB_REBOOT
+_PAUSE, _RESUME = OperationVerb.OPERATION_VERB_PAUSE, OperationVerb.OPERATION_VERB_RESUME
 _STEP_WORDS = {
-    OperationPhase.OPERATION_PHASE_STARTING: "libvirt starts it",
-    OperationPhase.OPERATION_PHASE_SIGNALLED: "guest asked to shut down",
-    OperationPhase.OPERATION_PHASE_FORCING: "forcing it off",
+    (_START, OperationPhase.OPERATION_PHASE_STARTING): "libvirt starts it",
+    (_START, OperationPhase.OPERATION_PHASE_WAITING): "waiting for it to be up",
+    (_STOP, OperationPhase.OPERATION_PHASE_SIGNALLED): "guest asked to shut down",
+    (_STOP, OperationPhase.OPERATION_PHASE_WAITING): "waiting for it to be off",
+    (_STOP, OperationPhase.OPERATION_PHASE_FORCING): "forcing it off",
+    (_REBOOT, OperationPhase.OPERATION_PHASE_SIGNALLED): "guest asked to reboot",
+    (_REBOOT, OperationPhase.OPERATION_PHASE_WAITING): "waiting for it to come up again",
+    (_REBOOT, OperationPhase.OPERATION_PHASE_FORCING): "resetting it",
+    (_PAUSE, OperationPhase.OPERATION_PHASE_APPLYING): "libvirt pauses it",
+    (_PAUSE, OperationPhase.OPERATION_PHASE_WAITING): "waiting for it to be paused",
+    (_RESUME, OperationPhase.OPERATION_PHASE_APPLYING): "libvirt resumes it",
+    (_RESUME, OperationPhase.OPERATION_PHASE_WAITING): "waiting for it to run",
 }
-_ENDED = {
+ENDED = {
     OperationPhase.OPERATION_PHASE_SUCCEEDED,
     OperationPhase.OPERATION_PHASE_FAILED,
     OperationPhase.OPERATION_PHASE_CANCELLED,
@@ -42,11 +67,12 @@ _ENDED = {
 class Operations:
     """Carries out one verb on several VMs and prints what happens."""
 
-    def __init__(self, output: Output, path: Path) -> None:
-        self._output, self._path = output, path
+    def __init__(self, output: Output, daemon: Daemon) -> None:
+        self._output, self._daemon = output, daemon
         self._screen = Screen()
         self._open: dict[str, Operation] = {}  # by what the user called the VM
         self._told: set[str] = set()
+        self._obstacle: asyncio.Task[Failure] | None = None  # on the way to the daemon
 
     async def run(
         self, vms: Iterable[str], call: Callable[[str], AsyncIterable[Step]]
@@ -73,13 +99,10 @@ class Operations:
         try:
             last = await self._follow(vm, steps)
         except grpc.aio.AioRpcError as error:
-            failure = failure_of(error, self._path)
-            if failure.code is ExitCode.UNREACHABLE and vm in self._open:
-                failure = self._lost(self._open[vm])
-            return self._fail(failure)
+            return self._fail(await self._failure(vm, error))
         finally:
             self._open.pop(vm, None)
-        if last is None or last.operation.phase not in _ENDED:
+        if last is None or last.operation.phase not in ENDED:
             sentence = f"{vm}: the daemon ended the call without saying how it went"
             return self._fail(Failure(sentence, ExitCode.FAILED))
         if last.operation.phase != OperationPhase.OPERATION_PHASE_SUCCEEDED:
@@ -91,7 +114,7 @@ class Operations:
         last, seen = None, 0
         try:
             async for last in steps:
-                ended = last.operation.phase in _ENDED
+                ended = last.operation.phase in ENDED
                 if ended:
                     self._open.pop(vm, None)
                 else:
@@ -107,21 +130,42 @@ class Operations:
         return last
 
     def _print_steps(self, response: Step, seen: int) -> None:
-        """Print the steps that were not printed yet: a joined operation brings several."""
+        """Print the steps that were not printed yet: a joined operation brings several.
+
+        One that waits for its turn says so again: its place is another one.
+        """
         operation = response.operation
         name = plain(operation.vm_name) or name_of(response.vm)
-        for step in operation.steps[seen:]:
-            if step.phase not in _ENDED:
+        begin = min(seen, len(operation.steps) - 1) if operation.queue_place else seen
+        for step in operation.steps[begin:]:
+            if step.phase not in ENDED:
                 self._screen.line((f"{name}: ", "bold"), step_words(step, operation))
         if operation.phase == OperationPhase.OPERATION_PHASE_SUCCEEDED:
             self._screen.line((f"{name}: ", "bold"), result(response))
 
+    async def _failure(self, vm: str, error: AioRpcError) -> Failure:
+        """Return why the call of *vm* ended.
+
+        If the daemon cannot be reached, the way to it is tried for the first VM only, and in a
+        thread: where nobody answers it takes seconds, and steps of others are shown meanwhile.
+        """
+        failure = refusal(error)
+        if failure.code is not ExitCode.UNREACHABLE:
+            return failure
+        if vm in self._open:
+            return self._lost(self._open[vm])
+        if reason_of(error):
+            return failure
+        if self._obstacle is None:
+            tried = asyncio.to_thread(failure_of, error, self._daemon)
+            self._obstacle = asyncio.create_task(tried, name="obstacle")
+        return await self._obstacle
+
     def _lost(self, operation: Operation) -> Failure:
-        verb = "start" if operation.verb == OperationVerb.OPERATION_VERB_START else "stop"
         return Failure(
-            f"lost vmagentd at unix:{self._path} during {verb} operation "
-            f"{operation.operation_id} on {operation.vm_name}; how it went is in the journal: "
-            "see `vmagentctl history` once the daemon is back",
+            f"lost vmagentd at {self._daemon.name} during {verb_word(operation.verb)} operation "
+            f"{operation.operation_id} on {operation.vm_name}; see `vmagentctl operation "
+            f"{short(operation.operation_id)}` for how it went, once the daemon is back",
             ExitCode.UNREACHABLE,
         )
 
@@ -136,12 +180,11 @@ class Operations:
 def step_words(step: OperationStep, operation: Operation) -> str:
     """Return one step of an operation as a line."""
     if step.phase == OperationPhase.OPERATION_PHASE_ACCEPTED:
-        verb = "start" if operation.verb == OperationVerb.OPERATION_VERB_START else "stop"
-        return f"{verb} accepted, operation {plain(operation.operation_id)}"
-    if step.phase == OperationPhase.OPERATION_PHASE_WAITING:
-        up = operation.verb == OperationVerb.OPERATION_VERB_START
-        return f"waiting for it to be {'up' if up else 'off'}"
-    words = _STEP_WORDS.get(step.phase, phase_word(step.phase))
+        return f"{verb_word(operation.verb)} accepted, operation {plain(operation.operation_id)}"
+    if step.phase == OperationPhase.OPERATION_PHASE_QUEUED:
+        place = f", place {operation.queue_place}" if operation.queue_place else ""
+        return f"waits for its turn{place}"
+    words = _STEP_WORDS.get((operation.verb, step.phase)) or phase_word(step.phase)
     return f"{words} (attempt {step.attempt})" if step.attempt > 1 else words
 
 

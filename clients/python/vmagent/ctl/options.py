@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+from google.protobuf.duration_pb2 import Duration
 
-from vmagent.ctl.channel import DEFAULT_TARGET, socket_path
+from vmagent.ctl.durations import parse_duration
 from vmagent.ctl.screen import Output
+from vmagent.ctl.targets import DEFAULT_TARGET, TlsFiles, parse_target
 from vmagent.ctl.words import value_name
 from vmagent.v1.transition_pb2 import Cursor
 from vmagent.v1.vm_pb2 import VmState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+    from google.protobuf.descriptor import EnumDescriptor
+
+    from vmagent.ctl.targets import Daemon
 
 TARGET_VARIABLE = "VMAGENTD_TARGET"
 _MOST_DIGITS = 18  # of an int64, safely
@@ -28,10 +34,21 @@ Target = Annotated[
     str | None,
     typer.Option(
         "--target",
-        metavar="unix:PATH",
-        help=f"The daemon's socket. Else ${TARGET_VARIABLE}, else {DEFAULT_TARGET}.",
+        metavar="unix:PATH|HOST:PORT|NAME",
+        help=f"The daemon. Else ${TARGET_VARIABLE}, else {DEFAULT_TARGET}.",
         show_default=False,
     ),
+]
+CertOption = Annotated[
+    Path | None, typer.Option(help="Your certificate, for HOST:PORT. Else $VMAGENTD_CERT.")
+]
+KeyOption = Annotated[Path | None, typer.Option(help="Its key. Else $VMAGENTD_KEY.")]
+CaOption = Annotated[
+    Path | None, typer.Option(help="The CA of that host's certificate. Else $VMAGENTD_CA.")
+]
+ServerNameOption = Annotated[
+    str | None,
+    typer.Option(help="Its name, if it is not HOST. Else $VMAGENTD_SERVER_NAME."),
 ]
 OutputOption = Annotated[
     Output | None,
@@ -45,6 +62,15 @@ OutputOption = Annotated[
 VmArgument = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID of the VM.")]
 VmsArgument = Annotated[list[str], typer.Argument(metavar="VM", help="Names or UUIDs of VMs.")]
 
+RequestIdOption = Annotated[
+    str,
+    typer.Option(
+        metavar="ID",
+        help="Identity of this request: a repeat with the same one joins it or tells how it went.",
+        show_default=False,
+    ),
+]
+
 _Value = TypeVar("_Value")
 
 
@@ -53,12 +79,13 @@ class Common:
     """What the global options said."""
 
     target: str | None
+    tls: TlsFiles
     output: Output | None
 
-    def path(self, target: str | None) -> Path:
-        """Return the daemon's socket."""
+    def daemon(self, target: str | None) -> Daemon:
+        """Return the daemon that is meant."""
         said = target or self.target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
-        return read("--target", said, socket_path)
+        return read("--target", said, lambda text: parse_target(text, self.tls, os.environ))
 
     def form(self, output: Output | None) -> Output:
         """Return the form of the answer."""
@@ -76,14 +103,32 @@ def read(option: str, text: str, parse: Callable[[str], _Value]) -> _Value:
         raise typer.BadParameter(str(error), param_hint=option) from None
 
 
-def parse_state(text: str) -> VmState.ValueType:
-    """Return the state of that name, in any case, with `-` for `_`."""
+def duration(option: str, text: str | None) -> Duration | None:
+    """Return an option's value as a duration, None if it was not given."""
+    if text is None:
+        return None
+    given = Duration()
+    given.FromTimedelta(read(option, text, parse_duration))
+    return given
+
+
+def parse_value(text: str, enum: EnumDescriptor, noun: str) -> int:
+    """Return the number of the value of that name, in any case, with `-` for `_`.
+
+    Raises:
+        ValueError: with one sentence that names those there are.
+    """
     name = text.upper().replace("-", "_")
-    number = VmState.DESCRIPTOR.values_by_name.get(f"VM_STATE_{name}")
-    if number is None or not number.number:
-        known = (value_name(VmState.DESCRIPTOR, n).lower() for n in VmState.values() if n)
-        raise ValueError(f"{text!r} is not a state; the states are {', '.join(known)}")
-    return VmState.ValueType(number.number)
+    known = {value_name(enum, number): number for number in enum.values_by_number if number}
+    if name not in known:
+        names = ", ".join(known).lower()
+        raise ValueError(f"{text!r} is no {noun}; the {noun}s are {names}")
+    return known[name]
+
+
+def parse_state(text: str) -> VmState.ValueType:
+    """Return the state of that name."""
+    return VmState.ValueType(parse_value(text, VmState.DESCRIPTOR, "state"))
 
 
 def parse_place(text: str) -> Cursor:

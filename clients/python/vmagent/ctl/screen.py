@@ -58,10 +58,15 @@ class Screen:
         self._styled.truncate()
         _write(text)
 
-    def table(self, titles: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-        """Print rows under titles, each column as wide as its widest cell."""
-        cells = [[Text(title, style="bold") for title in titles]]
-        cells += [[Text.assemble(cell) for cell in row] for row in rows]
+    def table(
+        self, titles: Sequence[str], rows: Iterable[Sequence[str | Text]], *, nothing: str
+    ) -> None:
+        """Print rows under titles, each column as wide as its widest cell; or *nothing*."""
+        cells = [[Text.assemble(cell) for cell in row] for row in rows]
+        if not cells:
+            self.line(nothing)
+            return
+        cells.insert(0, [Text(title, style="bold") for title in titles])
         widths = [max(cell.cell_len for cell in column) for column in zip(*cells, strict=True)]
         for row in cells:
             line = Text()

@@ -64,14 +64,11 @@ def print_table(screen: Screen, vms: Iterable[Vm], link: Link, now: datetime) ->
     """Print VMs as a table; when the daemon is blind, say so first and mark every state."""
     print_link(screen, link, now)
     rows = [_row(vm, link, now) for vm in vms]
-    if not rows:
-        screen.line("no VMs")
-        return
     titles = ["NAME", "STATE", "REASON", "SINCE", "BY", "NOTE"]
     if not any(row[-1] for row in rows):  # most of the time nothing is to be noted
         titles.pop()
         rows = [row[:-1] for row in rows]
-    screen.table(titles, rows)
+    screen.table(titles, rows, nothing="no VMs")
 
 
 def print_link(screen: Screen, link: Link, now: datetime) -> None:

@@ -28,8 +28,16 @@ class WatchPrinter:
         self._connected = True  # what the person was told last
         self._writable = True
 
-    def print(self, response: WatchStatusResponse) -> None:
-        """Print one response; a heartbeat only if it says something new."""
+    def print(self, response: WatchStatusResponse, *, begins: bool) -> None:
+        """Print one response; a heartbeat only if it says something new.
+
+        Args:
+            response: what came.
+            begins: it is the first of its connection; a snapshot that the one before did not
+                complete is void.
+        """
+        if begins:
+            self._snapshot = {}
         self._snapshot.update({vm.uuid: vm for vm in response.vms})
         if response.HasField("snapshot_end"):
             self._print_snapshot(response.snapshot_end)

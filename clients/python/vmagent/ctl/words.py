@@ -9,13 +9,19 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from vmagent.v1.operation_pb2 import OperationPhase
+from google.protobuf.duration_pb2 import Duration
+
+from vmagent.v1.operation_pb2 import OperationOutcome, OperationPhase, OperationVerb
 from vmagent.v1.vm_pb2 import InitiatorKind, Source, VmReason, VmState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from google.protobuf.descriptor import EnumDescriptor
+    from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
 
+    from vmagent.v1.operation_pb2 import Operation
     from vmagent.v1.vm_pb2 import Initiator
 
 NOTHING = "-"
@@ -68,6 +74,32 @@ def source_word(source: int) -> str:
 def phase_word(phase: int) -> str:
     """Return where an operation stands: `accepted`."""
     return _words(OperationPhase.DESCRIPTOR, phase)
+
+
+def verb_word(verb: int) -> str:
+    """Return what an operation does: `stop`."""
+    return _words(OperationVerb.DESCRIPTOR, verb)
+
+
+def outcome_word(outcome: int) -> str:
+    """Return how an operation succeeded: `already done`."""
+    return _words(OperationOutcome.DESCRIPTOR, outcome)
+
+
+def parameter_words(operation: Operation) -> Iterator[tuple[str, str]]:
+    """Yield what an operation was asked for, by name: `Grace period`, `1m`. Unset is not told."""
+    chosen = operation.WhichOneof("parameters")
+    if chosen is None:
+        return
+    parameters: Message = getattr(operation, chosen)
+    for field, value in parameters.ListFields():
+        name = field.name.replace("_", " ").capitalize()
+        if isinstance(value, Duration):
+            yield name, length(value.ToTimedelta())
+        elif field.enum_type is not None:
+            yield name, _words(field.enum_type, value)
+        else:
+            yield name, "yes" if value is True else plain(str(value))
 
 
 def initiator_words(initiator: Initiator) -> str:
