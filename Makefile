@@ -7,7 +7,7 @@ PY := .venv/bin/python
 
 .PHONY: help
 help:  ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup:  ## Install what is missing: Debian packages, .venv from requirements.lock
@@ -30,14 +30,34 @@ test:  ## Run all tests and linters; ARGS= goes to pytest
 	@# They wait more than they compute; those of one file share fixtures and stay together.
 	@$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
+.PHONY: test-host
+test-host:  ## Test the package on hosts with a systemd of their own; needs root (ARGS=)
+	@scripts/setup host
+	@$(PY) -m pytest tests/host $(ARGS)
+
+.PHONY: deb
+deb:  ## Build the Debian package into dist/
+	@scripts/setup deb
+	@packaging/debian/build $(VERSION)
+
 .PHONY: chaos
 chaos: setup  ## Kill all there is for a while and check what clients saw (MINUTES=5 SEED=)
 	@$(PY) -m tests.system.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
-.PHONY: bench
-bench:  ## Measure what has a number to reach; NAME=hung is one of callback, hung, reconnect
+.PHONY: fuzz
+fuzz:  ## Send anything at all to a daemon for a while (MINUTES=5 SEED=)
 	@scripts/setup test
-	@for name in $(or $(NAME),callback hung reconnect); do $(PY) -m tests.bench.$$name; done
+	@$(PY) -m tests.fuzz --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
+
+.PHONY: bench
+bench:  ## Measure what has a number to reach; NAME=hung is one of callback, footprint, gate, hung, operations, reconnect, tls
+	@scripts/setup test
+	@for name in $(or $(NAME),callback footprint gate hung operations reconnect tls); do $(PY) -m tests.bench.$$name; done
+
+.PHONY: pki
+pki: setup  ## Make a CA and certificates in .run/pki to try remote access; says how
+	@.venv/bin/vmagentctl pki .run/pki --server localhost --server 127.0.0.1 \
+		--client spiffe://example.org/ops
 
 .PHONY: check
 check: setup  ## Run the linters only

@@ -1,0 +1,178 @@
+"""The man pages."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from vmagentd.__main__ import _parser
+
+if TYPE_CHECKING:
+    from argparse import Action
+
+    from commands import Command, Option
+    from settings import Table
+
+_FILES = """
+/etc/vmagentd/vmagentd.toml
+    The settings, see vmagentd.toml(5).
+/run/vmagentd/vmagentd.sock
+    Where clients connect. systemd holds it (vmagentd.socket): while the daemon restarts, clients
+    wait.
+/var/lib/vmagentd
+    The journal: what happened to each VM, who did it, and the operations. Never copy it while the
+    daemon runs; never edit it.
+/usr/share/vmagentd/remote.conf
+    The drop-in for vmagentd.service that lets it listen on TCP.
+"""
+_ACCESS = """
+root and the members of vmagentd-admin may do everything, members of vmagentd-operator may also
+start and stop VMs, members of vmagentd-viewer may look. To let somebody in:
+
+    adduser SOMEBODY vmagentd-operator
+
+It holds from their next login on. Others are refused. [access] in vmagentd.toml(5) has more.
+"""
+_DAEMON = """
+vmagentd follows libvirt, commits every change of a VM's state to a journal before anybody sees it,
+and lets services and administrators start, stop and watch VMs over gRPC. While libvirt cannot be
+asked it is blind, says so, and goes on with what it knows.
+
+It runs as the user vmagentd, without privileges; a polkit rule lets it use libvirt. The package
+starts it; systemctl status vmagentd shows VMs, watchers and what is wrong, if anything is. When it
+ends, VMs and operations are left alone: the next one goes on with them.
+
+Upgrading restarts it, migrates the journal and loses nothing: clients wait at the socket, watchers
+resume. A large journal needs room for that, beside it and in /var/tmp: up to 50 MB each for every
+million transitions. Removing the package keeps the journal, purging it deletes the journal.
+"""
+_SIGNALS = """
+SIGTERM, SIGINT
+    End, within drain_timeout and a few seconds.
+SIGHUP
+    Read the settings again (systemctl reload vmagentd).
+"""
+_DAEMON_EXITS = """
+0
+    Ended by a signal.
+1
+    Cannot run, or had a fault; the log says which.
+2
+    Wrong arguments.
+78
+    Wrong settings.
+"""
+
+
+def vmagentd() -> str:
+    """Return the page of the daemon."""
+    parser = _parser()
+    options = "\n".join(
+        f"{' '.join([', '.join(a.option_strings), _value(a)]).strip()}\n"
+        f"    {(a.help or '').replace('%%', '%')}"
+        for a in parser._actions  # noqa: SLF001 - argparse gives them away in no other way
+    )
+    return _page(
+        "vmagentd",
+        8,
+        "journal and control of a KVM host's virtual machines",
+        {
+            "SYNOPSIS": "vmagentd [OPTION]...",
+            "DESCRIPTION": _DAEMON,
+            "OPTIONS": options,
+            "ACCESS": _ACCESS,
+            "SIGNALS": _SIGNALS,
+            "FILES": _FILES,
+            "EXIT STATUS": _DAEMON_EXITS,
+            "SEE ALSO": "vmagentctl(1), vmagentd.toml(5), libvirtd(8), journalctl(1)",
+        },
+    )
+
+
+def vmagentctl(commands: list[Command]) -> str:
+    """Return the page of the client."""
+    whole, *rest = commands
+    about = f"{whole.help}\n\nOf any command, --help says more."
+    told = [
+        f"{' '.join((*c.words, *c.arguments))}\n    {c.help}\n\n{_options(c.options, '    ')}"
+        for c in rest
+    ]
+    return _page(
+        "vmagentctl",
+        1,
+        "look at the VMs of a host, follow them, start and stop them",
+        {
+            "SYNOPSIS": "vmagentctl [OPTION]... COMMAND [ARGUMENT]...",
+            "DESCRIPTION": about,
+            "OPTIONS": _options(whole.options),
+            "COMMANDS": "\n".join(told),
+            "ACCESS": _ACCESS,
+            "SEE ALSO": "vmagentd(8), virsh(1)",
+        },
+    )
+
+
+def settings_page(tables: list[Table]) -> str:
+    """Return the page of the settings."""
+    sections = {
+        "DESCRIPTION": "/etc/vmagentd/vmagentd.toml is TOML. Every key has a default. "
+        'Durations are written like "500ms", "90s", "1m30s" or "7d". '
+        "vmagentd --check-config names each wrong key with its line."
+    }
+    for table in tables:
+        lines = [table.about] if table.name else []
+        for setting in table.settings:
+            default = f"Default: {setting.default}" if setting.default else "No default."
+            lines += [setting.key, *(f"    {text}" for text in (setting.comment, default) if text)]
+        sections[table.header if table.name else "KEYS"] = "\n".join(lines)
+    sections["SEE ALSO"] = "vmagentd(8)"
+    return _page("vmagentd.toml", 5, "settings of vmagentd", sections)
+
+
+def _value(option: Action) -> str:
+    return "" if option.nargs == 0 else str(option.metavar or "|".join(option.choices or ()))
+
+
+def _options(options: tuple[Option, ...], indent: str = "") -> str:
+    return "\n".join(
+        f"{indent}{', '.join(o.names)}{f' {o.value}' if o.value else ''}\n{indent}    {o.help}"
+        for o in options
+    )
+
+
+def _page(name: str, section: int, about: str, sections: dict[str, str]) -> str:
+    """Return a page; in its sections an indented line belongs to the one above that is not."""
+    parts = [
+        f'.TH {_roff(name.upper())} {section} "" "vmagentd {version("vmagentd")}"',
+        f".SH NAME\n{_roff(name)} \\- {_roff(about)}",
+    ]
+    for title, text in sections.items():
+        parts += [f'.SH "{_roff(title)}"', *_paragraphs(textwrap.dedent(text).strip())]
+    return "\n".join(parts) + "\n"
+
+
+def _paragraphs(text: str) -> list[str]:
+    lines, depth = [], 0
+    all_lines = text.splitlines()
+    for at, line in enumerate(all_lines):
+        indent = (len(line) - len(line.lstrip())) // 4
+        below = all_lines[at + 1] if at + 1 < len(all_lines) else ""
+        heads = below.strip() and (len(below) - len(below.lstrip())) // 4 > indent
+        if not line.strip():
+            lines.append(".PP" if indent == depth == 0 else ".sp")
+            continue
+        while heads and depth > indent:
+            lines.append(".RE")
+            depth -= 1
+        while heads and depth < indent:
+            lines.append(".RS")
+            depth += 1
+        lines += [".TP", f"\\fB{_roff(line.strip())}\\fR"] if heads else [_roff(line.strip())]
+    return [*lines, *[".RE"] * depth]
+
+
+def _roff(text: str) -> str:
+    text = text.replace("\\", "\\e").replace("-", "\\-")
+    return re.sub(r"^([.'])", r"\\&\1", text)
