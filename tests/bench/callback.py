@@ -58,7 +58,7 @@ def main() -> None:
 
 
 async def _run(settings: config.Config, arguments: list[str]) -> None:
-    running = asyncio.create_task(daemon.run(settings))
+    running = asyncio.create_task(daemon.run(settings, lambda: settings))
     toggling = await asyncio.create_subprocess_exec(sys.executable, "-c", _TOGGLE, *arguments)
     await toggling.wait()
     running.cancel()
