@@ -1,0 +1,1 @@
+"""Hosts with a systemd of their own, on which the package is installed."""
