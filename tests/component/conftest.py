@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.component.process import short_folder
+from tests.component.systemd import Systemd
 from vmagentd.journal.store import Journal, open_journal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 
@@ -20,3 +22,18 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
     async with open_journal(tmp_path / "state", fatal=faults.append) as journal:
         yield journal
     assert not faults
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose path is short, for a daemon of the test's own."""
+    with short_folder() as path:
+        yield path
+
+
+@pytest.fixture
+def systemd(folder: Path) -> Iterator[Systemd]:
+    """What listens in the place of systemd."""
+    listening = Systemd(folder)
+    yield listening
+    listening.close()

@@ -1,21 +1,14 @@
-"""The whole daemon in a process of its own, on libvirt's test driver or on no libvirt at all."""
+"""The whole daemon: how it starts, ends, and goes on where it ended."""
 
 from __future__ import annotations
 
-import os
-
-# As `__main__` does, before gRPC is there: no fork handlers, no chatter.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
 import asyncio
+import os
 import signal
 import sqlite3
+import subprocess
 import sys
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import grpc
@@ -23,80 +16,20 @@ import pytest
 from grpc import aio
 from vmagent.v1 import vm_agent_service_pb2 as pb
 from vmagent.v1.operation_pb2 import OperationOutcome
-from vmagent.v1.vm_agent_service_pb2_grpc import VmAgentServiceStub
 from vmagent.v1.vm_pb2 import VmState
 
-from tests.component.hypervisor.host import host_xml, until
+from tests.component.hypervisor.host import until
+from tests.component.process import (
+    DEADLINE_S,
+    ENDS_WITHIN_S,
+    Running,
+    daemon,
+    described,
+    started,
+)
 
 if TYPE_CHECKING:
-    from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator, Iterator
-
-    from vmagent.v1.vm_agent_service_pb2_grpc import VmAgentServiceAsyncStub
-
-ROOT = Path(__file__).parents[2]
-DEADLINE_S = 20.0
-# The daemon gives calls under way 2 s; this leaves time for a busy machine.
-ENDS_WITHIN_S = 8.0
-
-
-@dataclass
-class Running:
-    """A daemon that serves."""
-
-    process: Process
-    stub: VmAgentServiceAsyncStub
-    log: Path
-
-    async def ended(self) -> int:
-        async with asyncio.timeout(ENDS_WITHIN_S):
-            return await self.process.wait()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short: a socket's must be."""
-    with TemporaryDirectory(prefix="vmagentd-") as path:
-        (Path(path) / "host.xml").write_text(described(["a", "b"]))
-        yield Path(path)
-
-
-def described(names: list[str]) -> str:
-    """Return a host whose VMs have the same UUIDs in every process."""
-    text = host_xml(names)
-    for number, name in enumerate(names, start=1):
-        uuid = f"<uuid>{number:08x}-0000-4000-8000-000000000000</uuid>"
-        text = text.replace(f"<name>{name}</name>", f"<name>{name}</name>{uuid}")
-    return text
-
-
-async def started(folder: Path, uri: str) -> Process:
-    command = [sys.executable, "-m", "vmagentd", "--libvirt-uri", uri]
-    command += ["--socket", str(folder / "s"), "--state-dir", str(folder / "state")]
-    # an empty file: what this machine has in /etc is none of a test's
-    config = folder / "vmagentd.toml"
-    config.touch()
-    with (folder / "log").open("ab") as log:
-        return await asyncio.create_subprocess_exec(
-            *command, "--config", str(config), cwd=ROOT, stdout=log, stderr=log
-        )
-
-
-@asynccontextmanager
-async def daemon(folder: Path, uri: str | None = None) -> AsyncIterator[Running]:
-    process = await started(folder, uri or f"test://{folder}/host.xml")
-    log = folder / "log"
-    try:
-        async with aio.insecure_channel(f"unix:{folder}/s") as channel:
-            stub = VmAgentServiceStub(channel)
-            # the socket is there before anybody serves on it
-            await stub.GetHost(pb.GetHostRequest(), wait_for_ready=True, timeout=DEADLINE_S)
-            yield Running(process, stub, log)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        sys.stdout.write(log.read_text())  # pytest shows it if the test failed
+    from pathlib import Path
 
 
 def blind_causes(folder: Path) -> list[str]:
@@ -137,6 +70,23 @@ async def test_a_signal_ends_it(folder: Path, number: signal.Signals) -> None:
     assert blind_causes(folder)[-1] == "vmagentd was stopped"
 
 
+async def test_damage_that_is_found_at_its_end_is_told(folder: Path) -> None:
+    async with daemon(folder) as running:
+        file = folder / "state" / "journal.db"
+        with closing(sqlite3.connect(file)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with file.open("r+b") as pages:
+            pages.seek(4096)
+            pages.write(b"\xa5" * (file.stat().st_size - 4096))
+        running.process.terminate()
+        assert await running.ended() == 1
+        log = running.log.read_text()
+        assert "found damaged while in use" in log
+        (aside,) = file.parent.glob("journal.db.corrupt-*Z")
+        assert str(aside) in log
+        assert "Traceback" not in log
+
+
 async def test_the_next_one_goes_on_where_it_ended(folder: Path) -> None:
     async with daemon(folder) as first:
         answers = [answer async for answer in first.stub.Stop(pb.StopRequest(vm="a"))]
@@ -153,6 +103,26 @@ async def test_the_next_one_goes_on_where_it_ended(folder: Path) -> None:
         assert len(revisions) > before.host.head_revision
         # the test driver's world is new in each process: `a` runs again, and nobody saw it start
         assert history.transitions[-1].late
+
+
+async def test_what_ended_with_the_host_is_known_before_it_serves(folder: Path) -> None:
+    async with daemon(folder) as first:
+        first.process.terminate()
+        assert await first.ended() == 0
+    with closing(sqlite3.connect(folder / "state" / "journal.db")) as db, db:
+        db.execute("UPDATE meta SET value = 'another' WHERE key = 'boot_id'")
+        # a slow disk: each transition takes a second or so
+        db.execute(
+            "CREATE VIEW slow AS WITH RECURSIVE n (n) AS "
+            "(SELECT 1 UNION ALL SELECT n + 1 FROM n LIMIT 1000000) SELECT count(*) FROM n"
+        )
+        db.execute(
+            "CREATE TRIGGER slow BEFORE INSERT ON 'transition' BEGIN SELECT * FROM slow; END"
+        )
+    async with daemon(folder, "test:///no/such.xml") as second:
+        answer = await second.stub.ListVms(pb.ListVmsRequest())
+        assert not answer.link.libvirt_connected
+        assert [vm.state for vm in answer.vms] == [VmState.VM_STATE_STOPPED] * 2
 
 
 @pytest.mark.parametrize("uri", ["test:///no/such.xml", "qemu:///system?socket=/no/such/socket"])
@@ -176,7 +146,9 @@ async def test_it_sees_when_libvirt_comes_up(folder: Path) -> None:
         late.write_text(described(["a"]))
         async with asyncio.timeout(DEADLINE_S):
             async for response in running.stub.WatchStatus(pb.WatchStatusRequest()):
-                names = [t.vm.name for t in response.transitions]
+                # in the snapshot, if the daemon is faster than the watch
+                names = {t.vm.name for t in response.transitions}
+                names |= {vm.name for vm in response.vms}
                 if "a" in names:
                     break
 
@@ -199,3 +171,15 @@ async def test_a_journal_of_a_newer_daemon_ends_it_in_one_line(folder: Path) -> 
         assert await process.wait() == 1
     (line,) = (folder / "log").read_text().splitlines()
     assert "version 1000" in line
+
+
+def test_what_is_seldom_needed_is_not_loaded() -> None:
+    """Each is several MiB: for remote clients, for metrics, for a terminal."""
+    code = "import sys, vmagentd.daemon; print(*{name.partition('.')[0] for name in sys.modules})"
+    env = {**os.environ, "GRPC_VERBOSITY": "NONE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, env=env
+    )
+    loaded = set(done.stdout.decode().split())
+    assert loaded >= {"grpc", "libvirt", "peewee"}
+    assert loaded.isdisjoint({"cryptography", "prometheus_client", "rich", "typer"})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+import sqlite3
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from vmagentd.reconcile import Surveys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
     from vmagentd.journal.store import Journal
     from vmagentd.model import Query, Survey, VmUuid
@@ -207,3 +209,47 @@ class TestDoubts:
             libvirt.events = 2
             await journal.append(event(2, kind=EventKind.STOPPED_FAILED))
             await until(lambda: len(libvirt.asked) == 2, "the next question")
+
+
+class TestUnsettled:
+    async def test_one_is_asked_about_until_it_has_settled(self, journal: Journal) -> None:
+        libvirt = Libvirt(events=2)
+        libvirt.answers[uuid(1)] = stopping
+        async with running(journal, libvirt):
+            await journal.append(event(1, kind=EventKind.STARTED_BOOTED))
+            await until(
+                lambda: libvirt.asked.count(uuid(1)) == 3, "the third question", within_s=30
+            )
+            del libvirt.answers[uuid(1)]
+            await until(
+                lambda: journal.vms[uuid(1)].state is VmState.RUNNING, "the answer", within_s=30
+            )
+
+    async def test_not_again_while_the_answer_waits_for_the_disk(
+        self, journal: Journal, tmp_path: Path
+    ) -> None:
+        libvirt = Libvirt(events=2)
+        libvirt.answers[uuid(1)] = stopping
+
+        async def fail() -> Query:
+            raise LibvirtBusy(uuid(2), 68, 10, "another job")
+
+        libvirt.answers[uuid(2)] = fail  # has no answer that could wait
+        async with running(journal, libvirt):
+            for vm in (1, 2):
+                await journal.append(event(vm, vm, EventKind.STARTED_BOOTED))
+            with closing(sqlite3.connect(tmp_path / "state/journal.db")) as other:
+                other.execute("BEGIN IMMEDIATE")
+                journal.record(event(3, vm=3))  # all later ones wait behind it
+                asked, rounds = libvirt.asked.count(uuid(1)), libvirt.asked.count(uuid(2)) + 4
+                await until(
+                    lambda: libvirt.asked.count(uuid(2)) >= rounds, "more rounds", within_s=30
+                )
+                assert libvirt.asked.count(uuid(1)) <= asked + 1
+            await until(
+                lambda: libvirt.asked.count(uuid(1)) > asked + 1, "the next one", within_s=30
+            )
+
+
+async def stopping() -> Query:
+    return query(replace(sighting(1), state=VmState.STOPPING), after_event=2)

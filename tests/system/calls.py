@@ -14,7 +14,19 @@ from vmagent.v1.operation_pb2 import Operation
 from vmagent.v1.vm_agent_service_pb2_grpc import VmAgentServiceStub
 from vmagent.v1.vm_pb2 import Vm
 
-Steps: TypeAlias = Iterator[pb.StartResponse] | Iterator[pb.StopResponse]
+Request: TypeAlias = (
+    pb.StartRequest | pb.StopRequest | pb.RebootRequest | pb.PauseRequest | pb.ResumeRequest
+)
+Response: TypeAlias = (
+    pb.StartResponse | pb.StopResponse | pb.RebootResponse | pb.PauseResponse | pb.ResumeResponse
+)
+Steps: TypeAlias = (
+    Iterator[pb.StartResponse]
+    | Iterator[pb.StopResponse]
+    | Iterator[pb.RebootResponse]
+    | Iterator[pb.PauseResponse]
+    | Iterator[pb.ResumeResponse]
+)
 
 GRACEFUL = operation_pb2.STOP_MODE_GRACEFUL
 FORCE = operation_pb2.STOP_MODE_FORCE
@@ -33,10 +45,10 @@ class Refusal:
 
 @dataclass(slots=True)
 class Outcome:
-    """A Start or Stop that is over for its caller."""
+    """An operation that is over for its caller."""
 
     refusal: Refusal | None = None
-    responses: list[pb.StartResponse | pb.StopResponse] = field(default_factory=list)
+    responses: list[Response] = field(default_factory=list)
 
     @property
     def operation(self) -> Operation:
@@ -73,17 +85,32 @@ def stop(
     """Begin to stop a VM."""
     request = pb.StopRequest(vm=vm, **more)  # type: ignore[arg-type]  # any field
     if grace_s is not None:
-        request.grace_period.CopyFrom(
-            Duration(nanos=round(grace_s % 1 * 1e9), seconds=int(grace_s))
-        )
+        request.grace_period.CopyFrom(duration(grace_s))
     return stub.Stop(request)
+
+
+def reboot(stub: VmAgentServiceStub, vm: str, *, grace_s: float = 60.0, **more: object) -> Steps:
+    """Begin to reboot a VM's guest."""
+    request = pb.RebootRequest(vm=vm, **more)  # type: ignore[arg-type]  # any field
+    request.grace_period.CopyFrom(duration(grace_s))
+    return stub.Reboot(request)
+
+
+def pause(stub: VmAgentServiceStub, vm: str, **more: object) -> Steps:
+    """Begin to pause a VM."""
+    return stub.Pause(pb.PauseRequest(vm=vm, **more))  # type: ignore[arg-type]  # any field
+
+
+def resume(stub: VmAgentServiceStub, vm: str, **more: object) -> Steps:
+    """Begin to resume a VM."""
+    return stub.Resume(pb.ResumeRequest(vm=vm, **more))  # type: ignore[arg-type]  # any field
 
 
 def duration(seconds: float) -> Duration:
     return Duration(seconds=int(seconds), nanos=round(seconds % 1 * 1e9))
 
 
-def finished(steps: Steps, outcome: Outcome | None = None) -> Outcome:
+def finished(steps: Iterator[Response], outcome: Outcome | None = None) -> Outcome:
     """Read a call to its end; *outcome* has what was read of it before."""
     outcome = outcome or Outcome()
     try:
@@ -93,7 +120,7 @@ def finished(steps: Steps, outcome: Outcome | None = None) -> Outcome:
     return outcome
 
 
-def read_until(steps: Steps, phase: str) -> Outcome:
+def read_until(steps: Iterator[Response], phase: str) -> Outcome:
     """Read a call until it tells of a phase."""
     outcome = Outcome()
     for response in steps:

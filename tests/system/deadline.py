@@ -18,7 +18,7 @@ class NeverHappenedError(AssertionError):
         self.within_s = within_s
 
 
-def until(fact: Callable[[], T | None], what: str, *, within_s: float = 10.0) -> T:
+def until(fact: Callable[[], T | None], what: str, *, within_s: float = 30.0) -> T:
     """Look at a fact every 10 ms until it is true, and return it.
 
     Args:

@@ -13,6 +13,7 @@ import libvirt
 
 from tests.system.deadline import until
 from tests.system.guests import Behaviour, Roms
+from tests.system.guests.linux import Kernel
 from tests.system.libvirtd import PrivateLibvirtd
 
 _WITH_ALL_IT_HAS = (
@@ -34,6 +35,14 @@ class Then(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Linux:
+    """A Linux guest, and what its init is told (`guests/linux-init.sh`)."""
+
+    kernel: Kernel
+    words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
     """A guest to be: what runs in it, and how libvirt is to treat it."""
 
@@ -45,17 +54,20 @@ class Spec:
     on_crash: Then = Then.DESTROY
     acpi: bool = True
     panic_device: bool = True
-    agent: bool = False  # a channel for a guest agent; no guest here has one to answer
+    agent: bool = False  # a channel for a guest agent; only a Linux guest has one to answer
     memory_mib: int = 1
     rom: Path | None = None  # instead of the behaviour's; a file that is missing fails the start
+    linux: Linux | None = None  # instead of a ROM
+    disk: Path | None = None  # a qcow2 image, which no guest here looks at
     name: str = field(default_factory=lambda: f"guest-{uuid4().hex[:8]}")
     uuid: UUID = field(default_factory=uuid4)
 
 
 def domain_xml(spec: Spec, roms: Roms) -> str:
     """Return the domain XML of a guest, its ROM assembled."""
-    rom = spec.rom or roms.rom(spec.behaviour, spec.delay_s)
+    boot, cpu = _linux(spec.linux) if spec.linux else _rom(spec, roms)
     agent = "<target type='virtio' name='org.qemu.guest_agent.0'/>"
+    disk = f"<driver name='qemu' type='qcow2'/><source file='{spec.disk}'/><target dev='hda'/>"
     return f"""
 <domain type='qemu'>
   <name>{html.escape(spec.name)}</name>
@@ -63,9 +75,9 @@ def domain_xml(spec: Spec, roms: Roms) -> str:
   <memory unit='MiB'>{spec.memory_mib}</memory>
   <os>
     <type arch='x86_64' machine='pc'>hvm</type>
-    <loader readonly='yes' type='rom'>{rom}</loader>
+    {boot}
   </os>
-  <cpu mode='custom' match='exact' check='none'><model>486</model></cpu>
+  {cpu}
   <features>{"<acpi/>" if spec.acpi else ""}</features>
   <on_poweroff>{spec.on_poweroff}</on_poweroff>
   <on_reboot>{spec.on_reboot}</on_reboot>
@@ -74,9 +86,24 @@ def domain_xml(spec: Spec, roms: Roms) -> str:
     <controller type='usb' model='none'/>
     <memballoon model='none'/>
     {"<panic model='isa'/>" if spec.panic_device else ""}
+    {f"<disk type='file' device='disk'>{disk}</disk>" if spec.disk else ""}
     {f"<channel type='unix'>{agent}</channel>" if spec.agent else ""}
   </devices>
 </domain>"""
+
+
+def _rom(spec: Spec, roms: Roms) -> tuple[str, str]:
+    rom = spec.rom or roms.rom(spec.behaviour, spec.delay_s)
+    return (
+        f"<loader readonly='yes' type='rom'>{rom}</loader>",
+        "<cpu mode='custom' match='exact' check='none'><model>486</model></cpu>",
+    )
+
+
+def _linux(linux: Linux) -> tuple[str, str]:
+    files = f"<kernel>{linux.kernel.vmlinuz}</kernel><initrd>{linux.kernel.initramfs}</initrd>"
+    words = f"console=ttyS0 quiet tsc=reliable {linux.words}"
+    return f"{files}<cmdline>{html.escape(words)}</cmdline>", ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +138,7 @@ class Guest:
             raise
         return state, reason
 
-    def until_state(self, state: int | None, *, within_s: float = 10.0) -> None:
+    def until_state(self, state: int | None, *, within_s: float = 30.0) -> None:
         """Wait until libvirt says that the guest is in a state; None: does not know it."""
 
         def reached() -> bool:

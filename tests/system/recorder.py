@@ -55,7 +55,7 @@ class Recorder:
         """Return what was seen of one domain so far, in order."""
         return [seen.what for seen in self.everything() if seen.uuid == uuid]
 
-    def until(self, uuid: str, what: str, *, times: int = 1, within_s: float = 10.0) -> list[str]:
+    def until(self, uuid: str, what: str, *, times: int = 1, within_s: float = 30.0) -> list[str]:
         """Wait until something was seen of a domain, and return all that was seen of it by then.
 
         Args:

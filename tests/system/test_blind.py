@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
     from vmagent.v1.host_pb2 import Host
 
-pytestmark = pytest.mark.timeout(60)
 
 BOOTED = "RUNNING/BOOTED by OUT_OF_BAND"
 # Longer than anything here takes: what comes before was sent at once.
@@ -70,10 +69,10 @@ def go_through(private: PrivateLibvirtd, daemon: Daemon, watcher: Watcher, vms: 
         "saved before": vms.up(),
         "killed": vms.up(),
         "transient, killed": vms.transient(),
-        "panicked": vms.up(Spec(Behaviour.PANIC, 1.0, on_crash=Then.PRESERVE)),
+        "panicked": vms.up(Spec(Behaviour.PANIC, 3.0, on_crash=Then.PRESERVE)),
     }
     guests["panicked"].signal(signal.SIGSTOP)  # it goes on when libvirtd has gone
-    guests["powered off"] = vms.up(Spec(Behaviour.POWEROFF, 1.0))
+    guests["powered off"] = vms.up(Spec(Behaviour.POWEROFF, 3.0))
     guests["powered off"].signal(signal.SIGSTOP)
     guests["paused"].domain.suspend()
     guests["destroyed before"].domain.destroy()

@@ -30,11 +30,10 @@ from tests.system.history import check_history, state
 from tests.system.vms import Vms
 from tests.system.watcher import Watcher
 
-pytestmark = pytest.mark.timeout(60)
-
 OFF = "STOPPED/CLEAN_SHUTDOWN"
 FORCED_OFF = "STOPPED/FORCED"
 UP = "RUNNING/BOOTED"
+PRESS_INTERVAL_S = 5
 
 
 class Clock:
@@ -87,7 +86,7 @@ def test_a_deaf_guest_outlives_its_grace_period(vms: Vms) -> None:
     assert (outcome.refusal.code, outcome.result) == ("DEADLINE_EXCEEDED", "GRACE_EXPIRED")
     assert outcome.refusal.facts["vm"] == vm.uuid
     assert outcome.refusal.facts["state"] == "RUNNING"
-    assert 1.0 <= clock.took_s < 3
+    assert 1.0 <= clock.took_s < 20  # and not as long as if none were given
     assert outcome.phases[-1] == "FAILED"
     assert state(vms.vm(vm)) == state(outcome.vm) == UP
     assert vm.state == (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_BOOTED)
@@ -100,7 +99,8 @@ def test_a_deaf_guest_is_forced_off_when_its_grace_period_ends(vms: Vms) -> None
     assert outcome.phases[-2:] == ["FORCING", "SUCCEEDED"]
     forcing = outcome.operation.steps[-2].time.ToNanoseconds()
     after_ns = forcing - outcome.operation.deadline_time.ToNanoseconds()
-    assert -0.05 < after_ns / 1e9 < 1  # the wall clock may have been corrected a little
+    # the wall clock may have been corrected a little; it does not wait for the next press
+    assert -0.05 < after_ns / 1e9 < PRESS_INTERVAL_S - 1
     assert state(vms.vm(vm)) == FORCED_OFF
 
 
@@ -135,7 +135,7 @@ def test_a_forced_stop_escalates_a_graceful_one(vms: Vms) -> None:
 
 
 def test_two_stops_at_once_are_one(vms: Vms, watcher: Watcher) -> None:
-    vm = vms.up(Spec(Behaviour.SLOW, 0.5))
+    vm = vms.up(Spec(Behaviour.SLOW, 3.0))
     with ThreadPoolExecutor(4) as callers:
         outcomes = [*callers.map(lambda _: vms.stop(vm), range(4))]
     assert [outcome.result for outcome in outcomes] == ["DONE"] * 4
@@ -162,7 +162,7 @@ def test_a_stop_cancels_a_start(mode: StopMode.ValueType, vms: Vms) -> None:
 
 
 def test_a_start_during_a_stop_is_told_of_it(vms: Vms) -> None:
-    vm = vms.up(Spec(Behaviour.SLOW, 0.5))
+    vm = vms.up(Spec(Behaviour.SLOW, 3.0))
     stopping = vms.stopping(vm)
     asked = read_until(stopping, "SIGNALLED")
     refused = vms.start(vm)
@@ -252,7 +252,7 @@ def test_a_start_that_fails(vms: Vms, roms: Roms) -> None:
 
 
 def test_an_operation_outlives_its_caller(vms: Vms, watcher: Watcher) -> None:
-    vm = vms.up(Spec(Behaviour.SLOW, 0.5))
+    vm = vms.up(Spec(Behaviour.SLOW, 3.0))
     leaving = vms.stopping(vm)
     asked = read_until(leaving, "SIGNALLED")
     leaving.cancel()  # type: ignore[union-attr]  # a call is more than an iterator
@@ -307,6 +307,7 @@ def test_a_stop_goes_on_after_the_daemon_was_killed(own_daemon: Daemon, guest: G
     assert cut_off.refusal is not None
     assert cut_off.refusal.code == "UNAVAILABLE"
     own_daemon.start()
+    serves_ns = time.time_ns()
     with Watcher(own_daemon.target, resume=first.cursor) as second:
         outcome = vms.stop(vm, **asked)  # type: ignore[arg-type]
         assert outcome.result == "DONE"
@@ -314,7 +315,9 @@ def test_a_stop_goes_on_after_the_daemon_was_killed(own_daemon: Daemon, guest: G
         assert outcome.operation.deadline_time == begun.operation.deadline_time
         assert phases(outcome.operation)[-2:] == ["FORCING", "SUCCEEDED"]
         forcing = outcome.operation.steps[-2].time.ToNanoseconds()
-        assert abs(forcing - begun.operation.deadline_time.ToNanoseconds()) < 1e9
+        deadline = begun.operation.deadline_time.ToNanoseconds()
+        # at its own time, or as soon as there is somebody again to do it
+        assert -0.05e9 < forcing - deadline < max(serves_ns - deadline, 0) + 3e9
         assert state(vms.vm(vm)) == FORCED_OFF
         second.until(lambda: not second.vms[vm.uuid].active_operation_id, "it is over")
         check_history(own_daemon.stub, first, second)
@@ -346,7 +349,7 @@ def test_a_guest_that_hangs_delays_nobody_else(vms: Vms) -> None:
         assert vms.force_off(healthy).result == "DONE"
         assert vms.start(healthy).result == "DONE"
         assert vms.stop(healthy).result == "DONE"
-    assert clock.took_s < 5
+    assert clock.took_s < 20  # and not until it goes on
     # its own time is kept too, though the press has not come back
     assert finished(graceful).result == "GRACE_EXPIRED"
     hung.signal(signal.SIGCONT)

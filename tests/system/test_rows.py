@@ -23,8 +23,6 @@ from tests.system.libvirtd import PrivateLibvirtd
 from tests.system.vms import Vms
 from tests.system.watcher import Watcher
 
-pytestmark = pytest.mark.timeout(60)
-
 BOOTED = "RUNNING/BOOTED by OUT_OF_BAND"
 BOOTED_BY_US = "RUNNING/BOOTED by CLIENT"
 PAUSED = "PAUSED/PAUSED_BY_USER by OUT_OF_BAND"

@@ -4,6 +4,7 @@ The histories here are what libvirt 9.0 and QEMU 7.2 were seen to do; vmagentd's
 life rests on them. If one of these tests fails with newer versions, that is news for vmagentd.
 """
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -12,11 +13,10 @@ from dataclasses import dataclass, field
 import libvirt
 import pytest
 
+from tests.system.deadline import NeverHappenedError, until
 from tests.system.domains import Guest, Guests, Spec, Then
 from tests.system.guests import Behaviour, Roms
 from tests.system.recorder import Recorder
-
-pytestmark = pytest.mark.timeout(30)
 
 DEFINED = "DEFINED/ADDED"
 BOOTED = ["RESUMED/UNPAUSED", "STARTED/BOOTED"]
@@ -173,7 +173,7 @@ def test_a_slow_guest_takes_its_time(guest: Guests, recorder: Recorder) -> None:
     press(vm)
     recorder.until(vm.uuid, "STOPPED/SHUTDOWN")
     off = next(seen for seen in recorder.everything() if seen.what == "SHUTDOWN/GUEST")
-    assert 0.9 < off.monotonic_s - pressed < 3
+    assert 0.9 < off.monotonic_s - pressed < 10
 
 
 @pytest.mark.parametrize("behaviour", [Behaviour.RESET, Behaviour.FAULT])
@@ -182,8 +182,16 @@ def test_a_guest_acts_once_and_obeys_afterwards(
 ) -> None:
     vm = guest(Spec(behaviour))
     recorder.until(vm.uuid, "REBOOT")
-    press(vm)
-    assert recorder.until(vm.uuid, "STOPPED/SHUTDOWN").count("REBOOT") == 1
+
+    def obeyed() -> list[str] | None:
+        # a press is lost on a guest that has just been reset and does not listen yet
+        with contextlib.suppress(libvirt.libvirtError):  # it is off by now
+            press(vm)
+        with contextlib.suppress(NeverHappenedError):
+            return recorder.until(vm.uuid, "STOPPED/SHUTDOWN", within_s=1)
+        return None
+
+    assert until(obeyed, "it obeys").count("REBOOT") == 1
 
 
 def test_a_sleeping_guest_wakes_up_and_obeys(guest: Guests, recorder: Recorder) -> None:

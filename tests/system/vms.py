@@ -56,7 +56,7 @@ class Vms:
         """Return the guest's transitions since its story began, in words."""
         return [tell(t) for t in journal(self.stub, guest.uuid, after=self._mark(guest))]
 
-    def expect(self, guest: Guest, *story: str, perhaps: str = "", within_s: float = 10.0) -> None:
+    def expect(self, guest: Guest, *story: str, perhaps: str = "", within_s: float = 30.0) -> None:
         """Wait for the guest's story; nothing else may be in it but one line *perhaps*.
 
         Also that the watcher saw the same.
@@ -75,12 +75,12 @@ class Vms:
         assert told_by_journal == [*story]
         assert told() == [*story]
 
-    def until(self, guest: Guest, wanted: str, *, within_s: float = 10.0) -> None:
+    def until(self, guest: Guest, wanted: str, *, within_s: float = 30.0) -> None:
         """Wait until the watcher has seen a guest in a state, like `RUNNING/BOOTED`."""
         self.until_true(guest, lambda vm: state(vm) == wanted, wanted, within_s=within_s)
 
     def until_true(
-        self, guest: Guest, fact: Callable[[Vm], object], what: str, *, within_s: float = 10.0
+        self, guest: Guest, fact: Callable[[Vm], object], what: str, *, within_s: float = 30.0
     ) -> None:
         """Wait until something holds of a guest as the watcher has it."""
         self._watcher.until(

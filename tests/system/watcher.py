@@ -88,7 +88,7 @@ class Watcher:
         """Return the transitions of one VM, those after a revision."""
         return [t for t in [*self.transitions] if t.vm.uuid == uuid and t.revision > after]
 
-    def until(self, fact: Callable[[], object], what: str, *, within_s: float = 10.0) -> None:
+    def until(self, fact: Callable[[], object], what: str, *, within_s: float = 30.0) -> None:
         """Wait until something holds after one of the daemon's messages.
 
         Raises:
@@ -102,7 +102,7 @@ class Watcher:
                     raise NeverHappenedError(what, within_s)
                 self._said.wait(left)
 
-    def until_ended(self, *, within_s: float = 10.0) -> Refusal:
+    def until_ended(self, *, within_s: float = 30.0) -> Refusal:
         """Wait until the daemon ends the stream, and return its reason."""
         self.until(lambda: self.ended, "the stream ended", within_s=within_s)
         if self.ended is None:

@@ -5,7 +5,9 @@ import re
 
 import libvirt
 import pytest
+from vmagent.v1.error_reason_pb2 import ErrorReason
 
+from vmagentd.api import status
 from vmagentd.errors import (
     HostExhausted,
     LibvirtBusy,
@@ -272,6 +274,27 @@ def test_every_error_number_was_reviewed(name: str, code: int) -> None:
 )
 def test_an_error_of_a_live_link(code: int, meaning: type[VmagentdError]) -> None:
     assert type(translated(libvirt_error(code), effect="start")) is meaning
+
+
+FROM = family("VIR_FROM_")
+DOCUMENTED = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()}  # noqa: SIM118
+# What each pair of number and libvirt domain means beside what the number alone does.
+OTHER_MEANING = {(libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_TEST)}
+
+
+@pytest.mark.parametrize("effect", [None, "start"])
+@pytest.mark.parametrize("alive", [True, False])
+def test_every_number_of_every_domain_has_a_documented_reason(
+    *, alive: bool, effect: str | None
+) -> None:
+    pairs = [(code, domain) for code in CODES.values() for domain in FROM.values() if code]
+    assert len(pairs) > 100 * 60
+    for code, domain in pairs:
+        error = translated(libvirt_error(code, domain), alive=alive, effect=effect)
+        assert status.tells(error)
+        assert status.TABLE[type(error)].reason in DOCUMENTED
+        if alive and (code, domain) not in OTHER_MEANING:
+            assert type(error) is type(translated(libvirt_error(code), effect=effect))
 
 
 def test_a_refusal_carries_libvirts_numbers_and_words() -> None:

@@ -10,7 +10,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,28 +23,41 @@ from grpc import aio
 from grpc_status import rpc_status
 from vmagent.v1.vm_agent_service_pb2_grpc import VmAgentServiceStub
 
+from vmagentd.api.access import Access
+from vmagentd.api.directory import Directory
+from vmagentd.api.gate import Connections, Gate
+from vmagentd.api.limits import CallerLimits
+from vmagentd.api.network import Network
 from vmagentd.api.server import Server
 from vmagentd.api.servicer import HostFacts, Servicer
 from vmagentd.api.socketfile import SocketFile
 from vmagentd.journal.store import Journal, open_journal
 from vmagentd.model import (
+    Caller,
+    HostGoingDown,
     HypervisorFacts,
     LinkLost,
+    NetworkSettings,
     RawPair,
     Reason,
+    Rule,
     Sighting,
     Survey,
     VmState,
     VmUuid,
 )
+from vmagentd.operations.starts import HostLimits, Starts
 from vmagentd.watch import Watch
 
 from .scripted import ScriptedOperations
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Iterator
 
     from vmagent.v1.vm_agent_service_pb2_grpc import VmAgentServiceAsyncStub
+
+    from vmagentd.errors import VmagentdError
 
 # Facts of libvirt: nothing of it is needed here.
 FACTS = HypervisorFacts(
@@ -76,6 +89,20 @@ def sighting(number: int, name: str, state: VmState = VmState.RUNNING) -> Sighti
 
 
 @dataclass
+class Setting:
+    """How a server is set, and whom it refused: who, from where, what, why."""
+
+    rules: tuple[Rule, ...] = ()
+    limits: CallerLimits = field(default_factory=CallerLimits)
+    connections: Connections = field(default_factory=lambda: Connections(each=256, total=1024))
+    grace: timedelta = timedelta(seconds=5)
+    adopted: socket.socket | None = None
+    network: NetworkSettings | None = None
+    directory: Directory | None = None
+    refusals: list[tuple[Caller | None, str, str, VmagentdError]] = field(default_factory=list)
+
+
+@dataclass
 class Served:
     """A server with everything behind it."""
 
@@ -84,14 +111,23 @@ class Served:
     operations: ScriptedOperations
     servicer: Servicer
     server: Server
+    gate: Gate
+    access: Access
+    starts: Starts
+    setting: Setting
     channel: aio.Channel
     stub: VmAgentServiceAsyncStub
 
     async def survey(self, *sightings: Sighting) -> None:
         """Have the journal learn of exactly these VMs."""
+        now = datetime.now(UTC)
         await self.journal.append(
-            Survey(sightings=sightings, after_event=0, begin_time=datetime.now(UTC), link=1)
+            Survey(sightings=sightings, number=1, after_event=0, begin_time=now, link=1)
         )
+
+    async def written(self) -> None:
+        """Wait until the journal has committed all that was recorded before."""
+        await self.journal.append(HostGoingDown(time=datetime.now(UTC), going_down=False))
 
     async def lose_link(self) -> None:
         """Have the journal learn that libvirt cannot be asked."""
@@ -150,22 +186,48 @@ def folder() -> Iterator[Path]:
 
 @asynccontextmanager
 async def serving_at(
-    path: Path, servicer: Servicer, tasks: asyncio.TaskGroup, *, grace: timedelta
-) -> AsyncIterator[Server]:
+    path: Path, servicer: Servicer, tasks: asyncio.TaskGroup, setting: Setting
+) -> AsyncIterator[tuple[Server, Gate, Access]]:
     """A server at *path*."""
-    with SocketFile(path, mode=0o600) as socket:
-        async with Server(servicer, socket=socket, grace=grace, tasks=tasks) as server:
-            yield server
+    with SocketFile(path, mode=0o666, adopted=setting.adopted) as place:
+        directory = setting.directory or Directory()
+        gate = Gate(
+            directory=directory,
+            limits=setting.connections,
+            on_refusal=lambda peer, error: setting.refusals.append((None, peer, "", error)),
+            tasks=tasks,
+        )
+        network = Network(setting.network)
+        access = Access(
+            directory=directory, local=gate.peer, remote=network.peer, admit=network.admit
+        )
+        await access.apply(setting.rules)
+        async with Server(
+            servicer,
+            access=access,
+            limits=setting.limits,
+            on_refusal=lambda *refusal: setting.refusals.append(refusal),
+            gate=gate,
+            socket=place,
+            network=network,
+            grace=setting.grace,
+            tasks=tasks,
+        ) as server:
+            keeper = tasks.create_task(network.keep(server.recheck))
+            yield server, gate, access
+            keeper.cancel()
 
 
 @asynccontextmanager
 async def serving(
-    folder: Path, *, grace: timedelta = timedelta(seconds=5)
+    folder: Path, setting: Setting | None = None, *, grace: timedelta = timedelta(seconds=5)
 ) -> AsyncIterator[Served]:
     """Serve on `folder/s` with a journal in `folder/state`."""
     faults: list[BaseException] = []
+    setting = setting or Setting(grace=grace)
     async with open_journal(folder / "state", fatal=faults.append) as journal:
         operations = ScriptedOperations()
+        starts = Starts(journal, HostLimits())
         host = HostFacts(
             name="host1",
             daemon_version="0.1.0",
@@ -174,6 +236,7 @@ async def serving(
             start_time=START,
             ready_time=lambda: START + timedelta(seconds=1),
             hypervisor=lambda: FACTS,
+            starts=starts,
         )
         servicer = Servicer(
             journal=journal,
@@ -184,7 +247,7 @@ async def serving(
         path = folder / "s"
         async with (
             asyncio.TaskGroup() as tasks,
-            serving_at(path, servicer, tasks, grace=grace) as server,
+            serving_at(path, servicer, tasks, setting) as (server, gate, access),
             aio.insecure_channel(f"unix:{path}") as channel,
         ):
             yield Served(
@@ -193,6 +256,10 @@ async def serving(
                 operations=operations,
                 servicer=servicer,
                 server=server,
+                gate=gate,
+                access=access,
+                starts=starts,
+                setting=setting,
                 channel=channel,
                 stub=VmAgentServiceStub(channel),
             )

@@ -10,7 +10,7 @@ from vmagentd.model import Operation
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from vmagentd.model import StartParameters, StopParameters
+    from vmagentd.model import Caller, Parameters
 
     # told to the caller · raised · awaited
     Step: TypeAlias = Operation | BaseException | Callable[[], Awaitable[object]]
@@ -21,21 +21,15 @@ class ScriptedOperations:
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
-        self.asked: list[tuple[str, StartParameters | StopParameters, str, str | None]] = []
+        self.asked: list[tuple[str, Parameters, str, str | None]] = []
         # callers that are being served, and notified when that changes
         self.listening = 0
         self.changed = asyncio.Condition()
 
-    def start(
-        self, ref: str, parameters: StartParameters, *, actor: str, request_id: str | None
+    def ask(
+        self, ref: str, parameters: Parameters, *, caller: Caller, request_id: str | None
     ) -> AsyncIterator[Operation]:
-        self.asked.append((ref, parameters, actor, request_id))
-        return self._play()
-
-    def stop(
-        self, ref: str, parameters: StopParameters, *, actor: str, request_id: str | None
-    ) -> AsyncIterator[Operation]:
-        self.asked.append((ref, parameters, actor, request_id))
+        self.asked.append((ref, parameters, caller.actor, request_id))
         return self._play()
 
     async def _play(self) -> AsyncIterator[Operation]:

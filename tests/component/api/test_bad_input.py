@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from vmagent.v1 import vm_agent_service_pb2 as pb
 from vmagent.v1.transition_pb2 import Cursor
 
@@ -94,6 +95,35 @@ def raw_call(served: Served, method: str, raw: bytes) -> Any:  # noqa: ANN401  #
             "ListTransitions",
             pb.ListTransitionsRequest(min_revision=2, max_revision=1),
         ),
+        ("operation_id", "GetOperation", pb.GetOperationRequest()),
+        ("operation_id", "GetOperation", pb.GetOperationRequest(operation_id="0123abcd")),
+        ("vm", "ListOperations", pb.ListOperationsRequest(vm="a\n")),
+        ("actor", "ListOperations", pb.ListOperationsRequest(actor="a" * 256)),
+        (
+            "phases[1]",
+            "ListOperations",
+            pb.ListOperationsRequest(phases=[1, 99]),  # type: ignore[list-item]
+        ),
+        ("verbs[0]", "ListOperations", pb.ListOperationsRequest(verbs=[0])),  # type: ignore[list-item]
+        (
+            "outcomes[0]",
+            "ListOperations",
+            pb.ListOperationsRequest(outcomes=[-1]),  # type: ignore[list-item]
+        ),
+        (
+            "min_accept_time",
+            "ListOperations",
+            pb.ListOperationsRequest(
+                min_accept_time=Timestamp(seconds=2), max_accept_time=Timestamp(seconds=1)
+            ),
+        ),
+        (
+            "max_accept_time",
+            "ListOperations",
+            pb.ListOperationsRequest(max_accept_time=Timestamp(nanos=-1)),
+        ),
+        ("page_size", "ListOperations", pb.ListOperationsRequest(page_size=-1)),
+        ("page_token", "ListOperations", pb.ListOperationsRequest(page_token="garbage")),
     ],
 )
 async def test_the_field_is_named(
@@ -166,9 +196,6 @@ async def test_the_longest_request_that_makes_sense_is_taken(served: Served) -> 
         "/vmagent.v1.Nonsense/Start",
         "/",
         "/" + "x" * 5000,
-        SERVICE + "GetOperation",
-        SERVICE + "ListOperations",
-        SERVICE + "CancelOperation",
     ],
 )
 async def test_what_is_not_served(served: Served, method: str) -> None:

@@ -147,7 +147,7 @@ async def test_all_calls_end_with_shutting_down(folder: Path) -> None:
         ends = [asyncio.create_task(refusal(call)) for call in calls]
         before = asyncio.get_running_loop().time()
         await served.server.drain()
-        assert asyncio.get_running_loop().time() - before < 2
+        assert asyncio.get_running_loop().time() - before < 4  # not the whole grace
         assert served.operations.listening == 0
         for end in ends:
             refused = await end

@@ -1,4 +1,4 @@
-"""The standard services: health, and reflection."""
+"""The standard services: health, reflection and channelz."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from grpc import aio
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -103,6 +104,7 @@ async def test_reflection_lists_what_is_served(served: Served) -> None:
         "vmagent.v1.VmAgentService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
+        "grpc.channelz.v1.Channelz",
     }
     await call.write(
         reflection_pb2.ServerReflectionRequest(file_containing_symbol="vmagent.v1.VmAgentService")
@@ -118,3 +120,23 @@ async def test_reflection_refuses_garbage_like_all_else(served: Served) -> None:
     await call.write(b"\xff\xff")
     refused = await refusal(call.read())
     assert refused.reason == "MALFORMED_REQUEST"
+
+
+def channelz(served: Served) -> Any:  # noqa: ANN401  # its stubs know no asynchronous one
+    return channelz_pb2_grpc.ChannelzStub(served.channel)  # type: ignore[arg-type]
+
+
+async def test_channelz_knows_the_server_and_its_connections(served: Served) -> None:
+    servers = (await channelz(served).GetServers(channelz_pb2.GetServersRequest())).server
+    (ours,) = [server for server in servers if server.data.calls_started]
+    sockets = await channelz(served).GetServerSockets(
+        channelz_pb2.GetServerSocketsRequest(server_id=ours.ref.server_id)
+    )
+    assert sockets.socket_ref
+
+
+async def test_channelz_of_what_is_not_there(served: Served) -> None:
+    with pytest.raises(aio.AioRpcError) as caught:
+        await channelz(served).GetServer(channelz_pb2.GetServerRequest(server_id=1 << 40))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    await channelz(served).GetServers(channelz_pb2.GetServersRequest())

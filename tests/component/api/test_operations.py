@@ -21,6 +21,7 @@ from vmagentd.model import (
     OperationOutcome,
     OperationPhase,
     OperationStep,
+    OperationVerb,
     StartParameters,
     StopMode,
     StopParameters,
@@ -36,7 +37,7 @@ ACCEPTED = Operation(
     id=OperationId("0a000000-0000-4000-8000-000000000000"),
     vm=uuid(1),
     vm_name="web",
-    actor="local",
+    actor="user:root",
     request_id=None,
     parameters=StartParameters(timeout=timedelta(seconds=120)),
     phase=OperationPhase.ACCEPTED,
@@ -76,7 +77,7 @@ async def test_what_was_asked_arrives(served: Served) -> None:
     )
     await collected(served.stub.Stop(stop))
     assert served.operations.asked == [
-        (uuid(1), StartParameters(force=True, timeout=timedelta(seconds=7)), "local", "r1"),
+        (uuid(1), StartParameters(force=True, timeout=timedelta(seconds=7)), "user:root", "r1"),
         (
             "web",
             StopParameters(
@@ -84,7 +85,7 @@ async def test_what_was_asked_arrives(served: Served) -> None:
                 grace_period=timedelta(seconds=9),
                 on_grace_expired=OnGraceExpired.FORCE,
             ),
-            "local",
+            "user:root",
             None,
         ),
     ]
@@ -102,7 +103,7 @@ async def test_a_refusal_before_acceptance(served: Served) -> None:
 
 async def test_an_operation_that_failed_is_told_and_then_ends_the_call(served: Served) -> None:
     await served.survey(sighting(1, "web"))
-    error = GraceExpired(served.journal.vms[uuid(1)], timedelta(seconds=60))
+    error = GraceExpired(served.journal.vms[uuid(1)], OperationVerb.STOP, timedelta(seconds=60))
     failure = OperationFailure(error="GraceExpired", message=str(error), facts=error.facts)
     failed = replace(ACCEPTED, phase=OperationPhase.FAILED, failure=failure, end_time=NOW)
     served.operations.steps = [ACCEPTED, failed]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -9,16 +12,36 @@ import grpc
 import pytest
 from vmagent.v1 import host_pb2
 from vmagent.v1 import vm_agent_service_pb2 as pb
+from vmagent.v1.operation_pb2 import OperationOutcome as OperationOutcomeNumber
+from vmagent.v1.operation_pb2 import OperationPhase as OperationPhaseNumber
+from vmagent.v1.operation_pb2 import OperationVerb as OperationVerbNumber
 from vmagent.v1.transition_pb2 import Cursor
 from vmagent.v1.vm_pb2 import VM_STATE_GONE, VM_STATE_RUNNING, VM_STATE_STOPPED
 
 from vmagentd.api import convert
-from vmagentd.model import VmState
+from vmagentd.lifecycle.steps import end, step
+from vmagentd.model import (
+    OnGraceExpired,
+    Operation,
+    OperationId,
+    OperationOutcome,
+    OperationPhase,
+    OperationStep,
+    StartParameters,
+    StopMode,
+    StopParameters,
+    VmState,
+)
+from vmagentd.operations.starts import HostLimits
 
-from .conftest import START, refusal, sighting, uuid
+from .conftest import START, refusal, serving, sighting, uuid
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .conftest import Served
+
+MINUTE = timedelta(minutes=1)
 
 
 async def test_a_vm_is_found_by_uuid_and_by_name(served: Served) -> None:
@@ -172,6 +195,160 @@ async def test_a_page_up_to_now_has_the_blindness_that_lasts(served: Served) -> 
         assert not page.link.libvirt_connected
 
 
+# --- GetOperation, ListOperations ---------------------------------------------------------------
+
+
+def stop_of(number: int, vm: int = 1, actor: str = "user:ann") -> Operation:
+    accept_time = START + timedelta(seconds=number)
+    return Operation(
+        id=OperationId(uuid(number)),
+        vm=uuid(vm),
+        vm_name=f"vm{vm}",
+        actor=actor,
+        request_id=None,
+        parameters=StopParameters(
+            mode=StopMode.GRACEFUL,
+            grace_period=timedelta(seconds=60),
+            on_grace_expired=OnGraceExpired.FAIL,
+        ),
+        phase=OperationPhase.ACCEPTED,
+        steps=(OperationStep(phase=OperationPhase.ACCEPTED, time=accept_time),),
+        accept_time=accept_time,
+        deadline_time=accept_time + timedelta(seconds=60),
+    )
+
+
+async def done(served: Served, operation: Operation) -> Operation:
+    """Have *operation* accepted and ended."""
+    await served.journal.append(operation)
+    ended = end(
+        operation,
+        OperationPhase.SUCCEEDED,
+        time=operation.accept_time,
+        outcome=OperationOutcome.DONE,
+    )
+    await served.journal.append(ended)
+    return ended
+
+
+async def numbers(served: Served, **fields: object) -> list[int]:
+    """Return the numbers of the operations that a request finds, on all pages."""
+    request = pb.ListOperationsRequest(**fields)  # type: ignore[arg-type]
+    got: list[int] = []
+    while True:
+        page = await served.stub.ListOperations(request)
+        got += [int(operation.operation_id[:8], 16) for operation in page.operations]
+        if not page.next_page_token:
+            return got
+        request.page_token = page.next_page_token
+
+
+async def test_an_operation_is_told_as_it_stands(served: Served) -> None:
+    await served.survey(sighting(1, "web"))
+    operation = stop_of(10)
+    await served.journal.append(operation)
+    for spelling in (uuid(10), uuid(10).upper(), uuid(10).replace("-", "")):
+        answer = await served.stub.GetOperation(pb.GetOperationRequest(operation_id=spelling))
+        assert answer.operation == convert.operation(operation)
+    signalled = step(operation, OperationPhase.SIGNALLED, time=START)
+    await served.journal.append(signalled)
+    answer = await served.stub.GetOperation(pb.GetOperationRequest(operation_id=uuid(10)))
+    assert answer.operation == convert.operation(signalled)
+
+
+async def test_what_waits_for_its_turn_is_told_with_its_present_place(served: Served) -> None:
+    starts = [
+        replace(stop_of(number, number), parameters=StartParameters(timeout=MINUTE))
+        for number in (1, 2, 3)
+    ]
+    await served.survey(*(sighting(n, f"vm{n}", VmState.STOPPED) for n in (1, 2, 3)))
+    served.starts.limit(HostLimits(starts_at_once=1))
+    claims = [served.starts.claim(start, lambda _: None) for start in starts]
+
+    async def places() -> list[int]:
+        each = [
+            await served.stub.GetOperation(pb.GetOperationRequest(operation_id=start.id))
+            for start in starts
+        ]
+        page = await served.stub.ListOperations(pb.ListOperationsRequest())
+        assert [answer.operation for answer in each] == [*page.operations][::-1]
+        return [answer.operation.queue_place for answer in each]
+
+    for start in starts:
+        await served.journal.append(start)
+    assert await places() == [0, 0, 0], "the step is told first"
+    for start in starts:
+        await served.journal.append(step(start, OperationPhase.QUEUED, time=START))
+    assert await places() == [0, 1, 2]
+    served.starts.leave(claims[0])
+    assert await places() == [0, 0, 1]
+
+
+async def test_an_operation_nobody_knows_is_not_found(served: Served) -> None:
+    request = pb.GetOperationRequest(operation_id=uuid(10))
+    refused = await refusal(served.stub.GetOperation(request))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "OPERATION_NOT_FOUND")
+    assert refused.facts == {"operation_id": uuid(10)}
+
+
+@pytest.mark.parametrize("page_size", [1, 2, 1000])
+async def test_operations_can_be_filtered(served: Served, page_size: int) -> None:
+    await served.survey(sighting(1, "web"), sighting(2, "db"))
+    for operation in (stop_of(1), stop_of(2, 2), stop_of(3, actor="user:bob")):
+        await done(served, operation)
+    await served.journal.append(stop_of(4))
+    await served.survey(sighting(2, "db"))  # the first one is gone
+
+    async def found(**fields: object) -> list[int]:
+        return await numbers(served, page_size=page_size, **fields)
+
+    assert await found() == [4, 3, 2, 1]
+    assert await found(vm="web") == await found(vm=uuid(1).upper()) == [4, 3, 1]
+    assert await found(vm="db") == [2]
+    assert await found(actor="user:bob") == [3]
+    assert await found(actor="nobody") == []
+    assert await found(phases=[OperationPhaseNumber.OPERATION_PHASE_ACCEPTED]) == [4]
+    assert await found(outcomes=[OperationOutcomeNumber.OPERATION_OUTCOME_DONE]) == [3, 2, 1]
+    assert await found(verbs=[OperationVerbNumber.OPERATION_VERB_START]) == []
+    assert await found(verbs=[OperationVerbNumber.OPERATION_VERB_STOP], vm="db") == [2]
+    third = convert.timestamp(START + timedelta(seconds=3))
+    assert await found(min_accept_time=third) == [4, 3]
+    assert await found(max_accept_time=third) == [2, 1]
+
+
+async def test_operations_of_a_vm_that_is_forgotten(folder: Path) -> None:
+    async with serving(folder) as served:
+        await served.survey(sighting(1, "web"))
+        await done(served, stop_of(1))
+    with closing(sqlite3.connect(folder / "state/journal.db")) as db, db:
+        db.execute("DELETE FROM vm")
+    async with serving(folder) as served:
+        assert served.journal.find(uuid(1)) is None
+        assert await numbers(served) == await numbers(served, vm=uuid(1).upper()) == [1]
+
+
+async def test_operations_of_nobody_are_not_found(served: Served) -> None:
+    for ref in ("nobody", uuid(9)):
+        refused = await refusal(served.stub.ListOperations(pb.ListOperationsRequest(vm=ref)))
+        assert refused.reason == "VM_NOT_FOUND"
+
+
+async def test_a_token_of_other_operations_is_refused(served: Served) -> None:
+    await served.survey(sighting(1, "web"))
+    for number in (1, 2):
+        await done(served, stop_of(number))
+    token = (
+        await served.stub.ListOperations(pb.ListOperationsRequest(page_size=1))
+    ).next_page_token
+    for request in (
+        pb.ListOperationsRequest(page_token=token, vm="web"),
+        pb.ListOperationsRequest(page_token=token, actor="user:ann"),
+        pb.ListOperationsRequest(page_token=token[:-4]),
+    ):
+        refused = await refusal(served.stub.ListOperations(request))
+        assert (refused.reason, refused.fields) == ("INVALID_FIELD", ["page_token"])
+
+
 # --- GetHost ----------------------------------------------------------------------------------
 
 
@@ -194,6 +371,7 @@ async def test_the_host(served: Served) -> None:
         used_memory_bytes=2 << 30,
         host_cpus=8,
         host_memory_bytes=1 << 34,
+        running_starts_limit=8,
     )
     assert host.start_time.ToDatetime(tzinfo=UTC) == START
     assert host.ready_time.ToDatetime(tzinfo=UTC) == START + timedelta(seconds=1)

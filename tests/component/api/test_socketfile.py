@@ -7,7 +7,6 @@ import os
 import socket
 import stat
 import sys
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,13 +15,11 @@ from vmagent.v1 import vm_agent_service_pb2 as pb
 from vmagentd.api.socketfile import MAX_PATH_BYTES, SocketFile
 from vmagentd.errors import SocketInUse
 
-from .conftest import serving, serving_at, sighting
+from .conftest import Setting, serving, serving_at, sighting
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
-
-    from vmagentd.api.server import Server
 
     from .conftest import Served
 
@@ -50,31 +47,23 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
-async def test_only_the_owner_may_connect_and_nothing_else_is_left(folder: Path) -> None:
+async def test_all_may_connect_to_it_alone_and_nothing_else_is_left(folder: Path) -> None:
     async with serving(folder) as served:
-        assert mode_of(served.path) == 0o600
-        assert names_in(folder) == {"s", "s.lock", "state"}
+        assert mode_of(served.path) == 0o666
+        assert names_in(folder) == {"s", "s.d", "s.lock", "state"}
+        assert mode_of(folder / "s.d") == 0o700
         assert mode_of(folder / "s.lock") == 0o600
-    assert not served.path.exists()
+    assert names_in(folder) == {"s.lock", "state"}
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o777])
 def test_the_mode_is_the_one_asked_for(folder: Path, mode: int, mask: int) -> None:
-    seen: list[int] = []
-
-    def bind(address: str) -> None:
-        path = address.removeprefix("unix:")
-        listening_socket.bind(path)
-        seen.append(stat.S_IMODE(os.lstat(path).st_mode))
-
     before = os.umask(mask)
     try:
-        with socket.socket(socket.AF_UNIX) as listening_socket:
-            with SocketFile(folder / "s", mode=mode) as file:
-                file.bind(bind)
-                assert seen == [mode]
-                assert mode_of(folder / "s") == mode
+        with SocketFile(folder / "s", mode=mode) as file, file.listen():
+            assert mode_of(folder / "s") == mode
+            assert mode_of(folder / "s.d") == 0o700
             assert os.umask(mask) == mask
     finally:
         os.umask(before)
@@ -82,9 +71,9 @@ def test_the_mode_is_the_one_asked_for(folder: Path, mode: int, mask: int) -> No
 
 def _server(
     served: Served, path: Path, tasks: asyncio.TaskGroup
-) -> AbstractAsyncContextManager[Server]:
+) -> AbstractAsyncContextManager[object]:
     """Another server of the same, at *path*."""
-    return serving_at(path, served.servicer, tasks, grace=timedelta(seconds=5))
+    return serving_at(path, served.servicer, tasks, Setting())
 
 
 async def test_a_second_daemon_is_refused_and_the_first_serves_on(served: Served) -> None:
@@ -145,15 +134,16 @@ async def test_a_socket_left_behind_is_replaced(folder: Path) -> None:
 async def test_what_a_killed_daemon_leaves_is_no_hindrance(folder: Path) -> None:
     """Also when it was killed between binding and moving the socket."""
     code = f"""
-import os, socket
+import os, sys
 from pathlib import Path
 from vmagentd.api.socketfile import SocketFile
 file = SocketFile(Path({str(folder / "s")!r}), mode=0o600).__enter__()
-def bind(address):
-    socket.socket(socket.AF_UNIX).bind(address.removeprefix("unix:"))
-    print("bound", flush=True)
-    os.kill(os.getpid(), 9)
-file.bind(bind)
+def die(event, _):
+    if event == "os.rename":
+        print("bound", flush=True)
+        os.kill(os.getpid(), 9)
+sys.addaudithook(die)
+file.listen()
 """
     daemon = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=-1)
     said, _ = await daemon.communicate()
@@ -192,8 +182,8 @@ def test_the_right_to_the_path_ends_with_its_holder(folder: Path) -> None:
 def test_a_path_must_fit_into_an_address(folder: Path) -> None:
     longest = folder / ("x" * (MAX_PATH_BYTES - len(str(folder)) - 1))
     assert len(str(longest)) == MAX_PATH_BYTES
-    with SocketFile(longest, mode=0o600) as file, socket.socket(socket.AF_UNIX) as made:
-        file.bind(lambda address: made.bind(address.removeprefix("unix:")))
+    with SocketFile(longest, mode=0o600) as file, file.listen():
+        assert len(str(file.private)) == 107
         assert longest.is_socket()
     assert "longer than" in refused(longest.with_name(longest.name + "x"))
     assert "longer than" in refused(folder / ("ä" * 60))
@@ -207,12 +197,24 @@ def test_a_folder_that_is_not_there(folder: Path, name: str) -> None:
 
 async def test_what_grpc_cannot_bind_is_one_line_and_gives_the_path_back(served: Served) -> None:
     path = served.path.with_name("other")
-    in_the_way = path.with_name("other~")
+    in_the_way = path.with_name("other.d") / "grpc"
+    in_the_way.parent.mkdir()
     in_the_way.write_text("")
     async with asyncio.TaskGroup() as tasks:
         with pytest.raises(SocketInUse, match="cannot be served"):
             async with _server(served, path, tasks):
                 pass
-        in_the_way.unlink()
         async with _server(served, path, tasks):
             assert path.is_socket()
+
+
+def test_a_folder_of_somebody_else_is_not_used(folder: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a folder somebody else's")
+    (folder / "s.d").mkdir()
+    os.chown(folder / "s.d", 65534, 65534)
+    assert "not the daemon's own folder" in refused(folder / "s")
+    (folder / "s.d").rmdir()
+    (folder / "elsewhere").mkdir()
+    (folder / "s.d").symlink_to("elsewhere")
+    assert "not the daemon's own folder" in refused(folder / "s")

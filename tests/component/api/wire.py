@@ -28,7 +28,7 @@ def settings(*items: tuple[int, int]) -> bytes:
     return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *item) for item in items))
 
 
-def call(path: bytes, *, stream: int = 1, end: bool = False) -> bytes:
+def call(path: bytes, *, extra: bytes = b"", stream: int = 1, end: bool = False) -> bytes:
     """Return the headers that open a call, each as a literal without Huffman coding."""
     fields = {
         b":method": b"POST",
@@ -37,6 +37,7 @@ def call(path: bytes, *, stream: int = 1, end: bool = False) -> bytes:
         b":authority": b"localhost",
         b"content-type": b"application/grpc",
         b"te": b"trailers",
+        b"x-extra": extra,
     }
     block = b"".join(
         bytes([0, len(name)]) + name + bytes([len(value)]) + value

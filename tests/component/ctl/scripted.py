@@ -11,7 +11,13 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 from vmagent.v1.host_pb2 import Host, Link
-from vmagent.v1.operation_pb2 import Operation, OperationOutcome, OperationPhase, OperationStep
+from vmagent.v1.operation_pb2 import (
+    Operation,
+    OperationOutcome,
+    OperationPhase,
+    OperationStep,
+    OperationVerb,
+)
 from vmagent.v1.transition_pb2 import Cursor, Transition, TransitionKind
 from vmagent.v1.vm_agent_service_pb2 import GetHostResponse, StopResponse
 from vmagent.v1.vm_agent_service_pb2_grpc import (
@@ -35,12 +41,18 @@ class _Daemon(VmAgentServiceServicer):
         vars(self).update(methods)
 
 
-@asynccontextmanager
-async def serving(path: Path, **methods: Callable[..., Any]) -> AsyncIterator[grpc.aio.Server]:
-    """Serve the methods that are given; the others are not implemented."""
+def server_of(methods: dict[str, Callable[..., Any]]) -> grpc.aio.Server:
+    """Return a server of these methods, which is not started; others are not implemented."""
     server = grpc.aio.server()
     daemon = _Daemon(methods)  # type: ignore[abstract]  # the rest is UNIMPLEMENTED by its base
     add_VmAgentServiceServicer_to_server(daemon, server)
+    return server
+
+
+@asynccontextmanager
+async def serving(path: Path, **methods: Callable[..., Any]) -> AsyncIterator[grpc.aio.Server]:
+    """Serve the methods that are given."""
+    server = server_of(methods)
     server.add_insecure_port(f"unix:{path}")
     await server.start()
     try:
@@ -96,14 +108,26 @@ def cursor(revision: int, journal_id: str = JOURNAL) -> Cursor:
     return Cursor(journal_id=journal_id, revision=revision)
 
 
+def operation(
+    name: str,
+    *phases: OperationPhase.ValueType,
+    verb: OperationVerb.ValueType = OperationVerb.OPERATION_VERB_STOP,
+    **more: Any,  # noqa: ANN401  # any field of the message
+) -> Operation:
+    """Return an operation that went through these phases."""
+    made = Operation(operation_id=f"op-of-{name}", vm_name=name, verb=verb)
+    for phase in phases:
+        made.phase = phase
+        made.steps.append(OperationStep(phase=phase, attempt=1))
+        if phase == OperationPhase.OPERATION_PHASE_SUCCEEDED:
+            made.outcome = OperationOutcome.OPERATION_OUTCOME_DONE
+    made.MergeFrom(Operation(**more))
+    return made
+
+
 def stop_responses(name: str, *phases: OperationPhase.ValueType) -> list[StopResponse]:
     """Return the messages of a stop that goes through these phases."""
-    responses = []
-    operation = Operation(operation_id=f"op-of-{name}", vm_name=name)
-    for phase in phases:
-        operation.phase = phase
-        operation.steps.append(OperationStep(phase=phase, attempt=1))
-        if phase == OperationPhase.OPERATION_PHASE_SUCCEEDED:
-            operation.outcome = OperationOutcome.OPERATION_OUTCOME_DONE
-        responses.append(StopResponse(operation=operation, vm=vm(name), link=UP))
-    return responses
+    return [
+        StopResponse(operation=operation(name, *phases[: n + 1]), vm=vm(name), link=UP)
+        for n in range(len(phases))
+    ]

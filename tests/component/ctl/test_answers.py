@@ -4,13 +4,13 @@ import asyncio
 import json
 import os
 import re
-import socket
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 from google.protobuf import json_format
+from vmagent.v1.access_pb2 import Caller, Grant, Role
 from vmagent.v1.host_pb2 import BlindInterval, Link
 from vmagent.v1.vm_agent_service_pb2 import (
     GetVmRequest,
@@ -19,6 +19,8 @@ from vmagent.v1.vm_agent_service_pb2 import (
     ListTransitionsResponse,
     ListVmsRequest,
     ListVmsResponse,
+    WhoAmIRequest,
+    WhoAmIResponse,
 )
 from vmagent.v1.vm_pb2 import VmState
 
@@ -224,53 +226,6 @@ async def test_host_and_version_tell_of_the_daemon(target: Path) -> None:
     assert re.match(r"vmagentctl  \S+\nvmagentd +on h1\n", version.out)
 
 
-class TestUnreachable:
-    """Every way in which the daemon cannot be reached says which one it is, soon."""
-
-    async def told(self, target: Path, *arguments: Any) -> str:  # noqa: ANN401
-        done = await vmagentctl(target, *(arguments or ["list"]))
-        assert (done.code, done.out) == (4, "")
-        assert done.err.startswith(f"vmagentctl: cannot reach vmagentd at unix:{target}: ")
-        assert done.err.count("\n") == 1
-        return done.err
-
-    async def test_no_socket(self, target: Path) -> None:
-        assert "there is no such socket; start vmagentd" in await self.told(target)
-
-    async def test_nobody_listens(self, target: Path) -> None:
-        with socket.socket(socket.AF_UNIX) as left_behind:
-            left_behind.bind(str(target))
-        assert "nobody listens there" in await self.told(target)
-
-    async def test_no_socket_but_a_file(self, target: Path) -> None:
-        os.mknod(target)
-        assert "this is not a socket" in await self.told(target)
-
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may go anywhere")
-    async def test_not_allowed(self, target: Path) -> None:
-        target.parent.chmod(0)
-        try:
-            assert "permission denied" in await self.told(target)
-        finally:
-            target.parent.chmod(0o700)
-
-    async def test_somebody_who_never_answers(self, target: Path) -> None:
-        with socket.socket(socket.AF_UNIX) as silent:
-            silent.bind(str(target))
-            silent.listen()
-            assert "somebody listens there, but" in await self.told(target)
-
-    @pytest.mark.parametrize("command", ["start", "stop"])
-    async def test_several_vms_are_told_once(self, target: Path, command: str) -> None:
-        await self.told(target, command, "a", "b", "c")
-
-    @pytest.mark.parametrize(
-        "arguments", [("watch",), ("watch", "--resume-from", "7"), ("show", "a"), ("host",)]
-    )
-    async def test_every_command(self, target: Path, arguments: tuple[str, ...]) -> None:
-        await self.told(target, *arguments)
-
-
 async def test_an_address_may_hold_anything(target: Path) -> None:
     odd = target.parent / "a%20b ü?#"
     async with serving(target, GetHost=get_host):
@@ -310,3 +265,20 @@ async def test_a_full_disk_is_told(target: Path, output: str) -> None:
             done = await ended(process)
     expected = "vmagentctl: cannot write the answer: No space left on device\n"
     assert (done.code, done.err) == (1, expected)
+
+
+async def test_whoami_tells_each_role_and_its_vms(target: Path) -> None:
+    async def who(_request: WhoAmIRequest, _context: Context) -> WhoAmIResponse:
+        grants = [
+            Grant(role=Role.ROLE_VIEWER),
+            Grant(role=Role.ROLE_OPERATOR, vm_globs=["web*", "db1"]),
+        ]
+        return WhoAmIResponse(
+            caller=Caller(actor="user:alice", role=Role.ROLE_OPERATOR, grants=grants)
+        )
+
+    async with serving(target, WhoAmI=who):
+        done = await vmagentctl(target, "whoami")
+    assert "viewer for all VMs" in done.out
+    assert "operator for VMs named web*, db1" in done.out
+    assert (done.code, done.err) == (0, "")

@@ -13,7 +13,7 @@ def test_the_demo_keeps_its_promises() -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout

@@ -8,10 +8,28 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from google.protobuf import json_format
-from vmagent.v1.operation_pb2 import OperationPhase, StopMode, StopOnGraceExpired
-from vmagent.v1.vm_agent_service_pb2 import StartRequest, StopRequest, StopResponse
+from google.protobuf.duration_pb2 import Duration
+from vmagent.v1.operation_pb2 import (
+    OperationPhase,
+    OperationVerb,
+    RebootMode,
+    RebootOnGraceExpired,
+    StopMode,
+    StopOnGraceExpired,
+)
+from vmagent.v1.vm_agent_service_pb2 import (
+    PauseRequest,
+    PauseResponse,
+    RebootRequest,
+    RebootResponse,
+    ResumeRequest,
+    StartRequest,
+    StartResponse,
+    StopRequest,
+    StopResponse,
+)
 
-from tests.component.ctl.scripted import refuse, serving, stop_responses
+from tests.component.ctl.scripted import UP, operation, refuse, serving, stop_responses, vm
 from tests.component.ctl.terminal import DEADLINE_S, ended, line, started, vmagentctl
 
 if TYPE_CHECKING:
@@ -24,6 +42,14 @@ ACCEPTED = OperationPhase.OPERATION_PHASE_ACCEPTED
 SIGNALLED = OperationPhase.OPERATION_PHASE_SIGNALLED
 SUCCEEDED = OperationPhase.OPERATION_PHASE_SUCCEEDED
 FAILED = OperationPhase.OPERATION_PHASE_FAILED
+QUEUED = OperationPhase.OPERATION_PHASE_QUEUED
+STARTING = OperationPhase.OPERATION_PHASE_STARTING
+APPLYING = OperationPhase.OPERATION_PHASE_APPLYING
+WAITING = OperationPhase.OPERATION_PHASE_WAITING
+FORCING = OperationPhase.OPERATION_PHASE_FORCING
+START = OperationVerb.OPERATION_VERB_START
+REBOOT = OperationVerb.OPERATION_VERB_REBOOT
+PAUSE = OperationVerb.OPERATION_VERB_PAUSE
 
 
 async def stop(request: StopRequest, context: Context) -> AsyncIterator[StopResponse]:
@@ -181,3 +207,88 @@ async def test_an_end_without_an_outcome_is_no_success(
     assert done.code == 1
     assert "without saying how it went" in done.err
     assert bool(phases) == bool(done.out and json.loads(done.out))
+
+
+async def test_other_verbs_ask_for_what_was_wanted(target: Path) -> None:
+    asked: list[object] = []
+
+    async def reboot(request: RebootRequest, context: Context) -> AsyncIterator[RebootResponse]:
+        asked.append(request)
+        phases = (ACCEPTED, SIGNALLED, WAITING, FORCING, SUCCEEDED)
+        yield RebootResponse(operation=operation("a", *phases, verb=REBOOT), vm=vm("a"), link=UP)
+
+    async def pause(request: PauseRequest, context: Context) -> AsyncIterator[PauseResponse]:
+        asked.append(request)
+        phases = (ACCEPTED, APPLYING, SUCCEEDED)
+        yield PauseResponse(operation=operation("a", *phases, verb=PAUSE), vm=vm("a"), link=UP)
+
+    async def resume(request: ResumeRequest, context: Context) -> None:
+        asked.append(request)
+        await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "VM_STATE", "VM a is off")
+
+    options = ("--force", "--grace", "5", "--on-grace-expired", "force", "--request-id", "mine")
+    async with serving(target, Reboot=reboot, Pause=pause, Resume=resume):
+        rebooted = await vmagentctl(target, "reboot", "a", *options)
+        paused = await vmagentctl(target, "pause", "a", "--timeout", "7s")
+        resumed = await vmagentctl(target, "resume", "a")
+    assert rebooted.out.splitlines() == [
+        "a: reboot accepted, operation op-of-a",
+        "a: guest asked to reboot",
+        "a: waiting for it to come up again",
+        "a: resetting it",
+        "a: RUNNING (booted)",
+    ]
+    assert paused.out.splitlines()[1] == "a: libvirt pauses it"
+    assert (resumed.code, resumed.err) == (1, "vmagentctl: VM a is off [VM_STATE]\n")
+    full, brief, bare = asked
+    assert full == RebootRequest(
+        vm="a",
+        request_id="mine",
+        mode=RebootMode.REBOOT_MODE_FORCE,
+        grace_period=Duration(seconds=5),
+        on_grace_expired=RebootOnGraceExpired.REBOOT_ON_GRACE_EXPIRED_FORCE,
+    )
+    assert isinstance(brief, PauseRequest)
+    assert brief.timeout == Duration(seconds=7)
+    assert isinstance(bare, ResumeRequest)
+    assert bare.request_id
+    assert not bare.HasField("timeout")
+
+
+async def test_a_request_id_goes_as_it_is(target: Path) -> None:
+    asked: list[str] = []
+
+    async def note(request: StopRequest, context: Context) -> AsyncIterator[StopResponse]:
+        asked.append(request.request_id)
+        async for response in stop(request, context):
+            yield response
+
+    async with serving(target, Stop=note):
+        one = await vmagentctl(target, "stop", "a", "a", "--request-id", "mine")
+        two = await vmagentctl(target, "stop", "a", "b", "--request-id", "mine")
+    assert (one.code, asked) == (0, ["mine"])
+    assert two.code == 2
+    assert "--request-id: it is of one request: name one VM" in two.err
+
+
+async def test_its_place_is_told_while_it_waits_for_its_turn(target: Path) -> None:
+    async def start(_request: StartRequest, _context: Context) -> AsyncIterator[StartResponse]:
+        for place, phases in (
+            (0, (ACCEPTED,)),
+            (3, (ACCEPTED, QUEUED)),
+            (1, (ACCEPTED, QUEUED)),
+            (0, (ACCEPTED, QUEUED, STARTING)),
+            (0, (ACCEPTED, QUEUED, STARTING, SUCCEEDED)),
+        ):
+            made = operation("a", *phases, verb=START, queue_place=place)
+            yield StartResponse(operation=made, vm=vm("a"), link=UP)
+
+    async with serving(target, Start=start):
+        done = await vmagentctl(target, "start", "a")
+    assert done.out.splitlines() == [
+        "a: start accepted, operation op-of-a",
+        "a: waits for its turn, place 3",
+        "a: waits for its turn, place 1",
+        "a: libvirt starts it",
+        "a: RUNNING (booted)",
+    ]

@@ -15,6 +15,7 @@ import pytest
 from google.protobuf import json_format
 from vmagent.ctl.failures import ExitCode, Failure
 from vmagent.ctl.follow import Follower
+from vmagent.ctl.targets import Daemon
 from vmagent.v1.vm_agent_service_pb2 import (
     Heartbeat,
     WatchStatusRequest,
@@ -166,6 +167,25 @@ async def test_it_resumes_after_the_daemon_came_back_without_gap_or_repeat(
     assert [request.resume for request in journal.asked] == [cursor(0), cursor(3), cursor(7)]
 
 
+async def test_a_vm_of_a_snapshot_that_was_cut_is_not_in_the_next(target: Path) -> None:
+    asked = []
+
+    async def watch(
+        request: WatchStatusRequest, context: Context
+    ) -> AsyncIterator[WatchStatusResponse]:
+        asked.append(request)
+        if len(asked) == 1:
+            yield WatchStatusResponse(vms=[vm("undefined-meanwhile")])
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        yield WatchStatusResponse(vms=[vm("a")])
+        yield WatchStatusResponse(vms=[vm("b")], snapshot_end=cursor(6))
+        await asyncio.sleep(DEADLINE_S)
+
+    async with serving(target, WatchStatus=watch), started(target, "watch") as process:
+        lines = [await line(process.stdout) for _ in range(4)]
+    assert [text.split()[0] for text in lines] == ["NAME", "a", "b", "--"]
+
+
 async def test_without_reconnect_it_ends(target: Path, journal: Journal) -> None:
     async with (
         serving(target, WatchStatus=journal.watch) as server,
@@ -284,12 +304,12 @@ class TestFollower:
 
     @asynccontextmanager
     async def following(
-        self, target: Path, told: list[str], place: Cursor | None = None
+        self, target: Path, told: list[str], place: Cursor | None = None, slack_s: float = 5
     ) -> AsyncIterator[AsyncIterator[WatchStatusResponse]]:
         follower = Follower(
-            path=target,
+            daemon=Daemon(target),
             heartbeat=timedelta(milliseconds=50),
-            slack_s=0.2,
+            slack_s=slack_s,
             place=place,
             tell=told.append,
         )
@@ -310,14 +330,14 @@ class TestFollower:
         told: list[str] = []
         async with (
             serving(target, WatchStatus=watch),
-            self.following(target, told, cursor(7)) as responses,
+            self.following(target, told, cursor(7), slack_s=2) as responses,
         ):
             assert (await anext(responses)).heartbeat.revision == 8
             assert (await anext(responses)).heartbeat.revision == 9
         # The heartbeat stands for what was filtered out: that is not asked for again.
         assert [request.resume for request in asked] == [cursor(7), cursor(8)]
         assert told == [
-            "no sign of life for 0.3 s; connecting again",
+            "no sign of life for 2.1 s; connecting again",
             "connected again, going on after revision 8",
         ]
 
@@ -328,7 +348,10 @@ class TestFollower:
             await asyncio.sleep(60)
             yield WatchStatusResponse()
 
-        async with serving(target, WatchStatus=watch), self.following(target, []) as responses:
+        async with (
+            serving(target, WatchStatus=watch),
+            self.following(target, [], slack_s=0) as responses,
+        ):
             with pytest.raises(Failure, match="no sign of life") as failure:
                 await anext(responses)
         assert failure.value.code is ExitCode.UNREACHABLE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -13,8 +14,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from google.protobuf import json_format
+from vmagent.v1.access_pb2 import AuditKind
 from vmagent.v1.operation_pb2 import OperationOutcome, OperationPhase
 from vmagent.v1.vm_agent_service_pb2 import (
+    GetOperationResponse,
+    ListAuditRecordsResponse,
+    ListOperationsResponse,
     ListTransitionsResponse,
     ListVmsResponse,
     StopResponse,
@@ -99,7 +104,31 @@ class TestOneDaemon:
         told = [transition.revision for transition in (await history(target)).transitions]
         assert steps[-1].vm.revision in told
 
-    @pytest.mark.parametrize("verb", ["show", "start", "stop", "history"])
+    async def test_what_was_asked_is_listed_and_shown(self, target: Path) -> None:
+        words = []
+        for verb in ("pause", "resume", "stop"):
+            done = await vmagentctl(target, verb, "test", "--request-id", verb)
+            assert (done.code, done.err) == (0, "")
+            words.append(done.out.splitlines()[-1].split(" after ")[0])
+        assert words == [
+            "test: PAUSED (paused by user)",
+            "test: RUNNING (unpaused)",
+            "test: STOPPED (clean shutdown)",
+        ]
+        again = await vmagentctl(target, "stop", "test", "--request-id", "stop", "-o", "json")
+        listed = json_format.Parse(
+            (await vmagentctl(target, "operations", "-o", "json")).out, ListOperationsResponse()
+        )
+        assert [each.request_id for each in listed.operations] == ["stop", "resume", "pause"]
+        newest = listed.operations[0]
+        assert json_format.Parse(again.out, StopResponse()).operation == newest
+        shown = await vmagentctl(target, "operation", newest.operation_id[:8], "-o", "json")
+        assert json_format.Parse(shown.out, GetOperationResponse()).operation == newest
+        late = await vmagentctl(target, "cancel", newest.operation_id[:8])
+        assert (late.code, late.out) == (1, "")
+        assert late.err.endswith(" was over before: succeeded\n")
+
+    @pytest.mark.parametrize("verb", ["show", "start", "stop", "pause", "history"])
     async def test_a_vm_that_is_not_there_is_not_found(self, target: Path, verb: str) -> None:
         done = await vmagentctl(target, verb, "no-such-vm")
         assert (done.code, done.out) == (3, "")
@@ -142,7 +171,10 @@ async def test_a_watch_survives_a_kill_without_gap_or_repeat(target: Path) -> No
             first.wait()
             assert "connecting again" in await line(watcher.stderr)
             with vmagentd(target):
-                assert "connected again, going on after" in await line(watcher.stderr)
+                # while it is away, each new reason why is told too
+                while "connecting again" in (told := await line(watcher.stderr)):
+                    pass
+                assert "connected again, going on after" in told
                 kept = (await history(target)).transitions
                 seen: list[int] = []
                 async with asyncio.timeout(DEADLINE_S):
@@ -153,3 +185,20 @@ async def test_a_watch_survives_a_kill_without_gap_or_repeat(target: Path) -> No
     assert kept[-1].revision > acknowledged
     assert kept[-1].late
     assert kept[-1].vm.state == VmState.VM_STATE_RUNNING
+
+
+@pytest.mark.usefixtures("daemon")
+async def test_the_audit_tells_of_what_was_done_and_refused(target: Path) -> None:
+    assert (await vmagentctl(target, "stop", "test", "--force")).code == 0
+    assert (await vmagentctl(target, "stop", "nobody")).code == 3
+    done = await vmagentctl(target, "audit", "-o", "json")
+    assert done.code == 0
+    refused, operation = json_format.Parse(done.out, ListAuditRecordsResponse()).records
+    assert (refused.kind, refused.method) == (AuditKind.AUDIT_KIND_REFUSAL, "Stop")
+    assert (refused.vm_name, refused.reason) == ("nobody", "VM_NOT_FOUND")
+    assert (operation.kind, operation.vm_name) == (AuditKind.AUDIT_KIND_OPERATION, "test")
+    assert operation.phase == OperationPhase.OPERATION_PHASE_SUCCEEDED
+    assert operation.actor == refused.actor
+    assert operation.peer.startswith(f"uid {os.getuid()}, pid ")
+    shown = await vmagentctl(target, "audit", "--vm", "test")
+    assert f"operation {operation.operation_id[:8]} succeeded" in shown.out

@@ -16,11 +16,11 @@ from vmagentd.hypervisor import eventloop
 from vmagentd.hypervisor.connection import Connection
 from vmagentd.hypervisor.domains import Domains
 
-Connect = Callable[[str], contextlib.AbstractAsyncContextManager[Host]]
+Connect = Callable[..., contextlib.AbstractAsyncContextManager[Host]]
 
 
 @contextlib.asynccontextmanager
-async def connecting(uri: str) -> AsyncIterator[Host]:
+async def connecting(uri: str, *, keepalive_s: int = 5) -> AsyncIterator[Host]:
     witness = Witness()
     connection = Connection(
         uri,
@@ -28,6 +28,7 @@ async def connecting(uri: str) -> AsyncIterator[Host]:
         on_up=witness.up,
         fatal=witness.fatal.append,
         jitter=lambda longest: min(longest, 0.1),
+        keepalive_s=keepalive_s,
     )
     host = Host(connection, Domains(connection), witness)
     keeping = asyncio.create_task(connection.keep(), name="keep")
@@ -44,7 +45,7 @@ async def connecting(uri: str) -> AsyncIterator[Host]:
 
 @pytest.fixture
 def connect() -> Connect:
-    """Connects to a URI, without waiting until the connection is up."""
+    """What connects to a URI, without waiting until the connection is up; see `connecting`."""
     return connecting
 
 

@@ -1,5 +1,6 @@
 """Queries and changes on libvirt's test driver."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from vmagentd.errors import (
     LibvirtUnsupported,
     VmNotFound,
 )
-from vmagentd.hypervisor.domains import ShutdownMethod
+from vmagentd.hypervisor.guest import AskMethod
 from vmagentd.model import Reason, Sighting, Source, VmState, VmUuid
 
 NOBODY = VmUuid("00000000-0000-4000-8000-000000000000")
@@ -78,6 +79,17 @@ async def test_queries_know_which_event_came_last_before_them(host: Host) -> Non
     assert by_name.after_event == 1
 
 
+async def test_queries_and_surveys_are_counted_as_they_begin(host: Host) -> None:
+    vm = host.vm("a")
+    assert (await host.domains.survey()).number == 1
+    later = asyncio.create_task(host.domains.look_up(vm))
+    assert (await host.domains.look_up(vm)).number == 2
+    assert (await later).number == 3
+    by_name = await host.domains.look_up_name("a")
+    assert by_name is not None
+    assert by_name.number == 4
+
+
 async def test_look_ups_by_name(host: Host) -> None:
     found = await host.domains.look_up_name("a", source=Source.OPERATION)
     assert found is not None
@@ -99,7 +111,7 @@ async def test_a_vm_that_libvirt_does_not_know(host: Host) -> None:
 
 async def test_shutdown_start_destroy(host: Host) -> None:
     vm = host.vm("a")
-    assert await host.domains.shutdown(vm) is ShutdownMethod.DRIVER
+    assert await host.domains.shutdown(vm) is AskMethod.DRIVER
     assert (await sighting(host, vm)).reason is Reason.CLEAN_SHUTDOWN
     await start(host, vm)
     assert (await sighting(host, vm)).reason is Reason.BOOTED

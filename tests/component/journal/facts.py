@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmagentd.model import (
@@ -31,13 +33,14 @@ from vmagentd.model import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vmagentd.journal.store import Journal
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 DEADLINE_S = 20.0
+# of queries and surveys, in the order in which they are made up
+_NUMBERS = itertools.count(1)
+_VERSION_1 = Path(__file__).with_name("version1.sql")
 
 
 def uuid(number: int) -> VmUuid:
@@ -80,6 +83,7 @@ def survey(
     return Survey(
         sightings=sightings,
         unreadable=unreadable,
+        number=next(_NUMBERS),
         after_event=after_event,
         begin_time=BEGIN + 100 * SECOND,
         link=link,
@@ -88,7 +92,13 @@ def survey(
 
 def query(seen: Sighting | None, vm: int = 1, *, after_event: int) -> Query:
     time = BEGIN + 50 * SECOND
-    return Query(vm=uuid(vm), sighting=seen, after_event=after_event, begin_time=time)
+    return Query(
+        vm=uuid(vm),
+        sighting=seen,
+        number=next(_NUMBERS),
+        after_event=after_event,
+        begin_time=time,
+    )
 
 
 def lost(link: int = 1, cause: str = "it ended") -> LinkLost:
@@ -140,6 +150,13 @@ def rows(state_dir: Path, statement: str) -> list[Any]:
     """Run a statement on the file through a connection that the daemon knows nothing of."""
     with closing(sqlite3.connect(state_dir / "journal.db", timeout=5.0)) as db, db:
         return db.execute(statement).fetchall()
+
+
+def restore_version_1(state_dir: Path) -> None:
+    """Make a journal as version 1 left it, with an operation under way."""
+    state_dir.mkdir()
+    with closing(sqlite3.connect(state_dir / "journal.db")) as db:
+        db.executescript(_VERSION_1.read_text())
 
 
 def commits(state_dir: Path) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.component.journal.facts import BEGIN, SECOND, event, sighting, survey, uuid
+from vmagentd.journal.backlog import Backlog, Entry
 from vmagentd.model import (
     EventKind,
     HostBooted,
@@ -121,3 +122,12 @@ class TestGoingDown:
         await journal.append(going_down(going_down=False))
         await journal.append(event(1, kind=EventKind.STOPPED_DESTROYED))
         assert journal.vms[uuid(1)].initiator.kind is InitiatorKind.OUT_OF_BAND
+
+
+def test_while_the_disk_is_full_only_what_is_new_of_the_hosts_shutdown_waits() -> None:
+    backlog = Backlog()
+    for told in (False, False, True, True, False):
+        backlog.add(Entry(going_down(going_down=told)))
+        backlog.add(Entry(event(1)))
+    waiting = [fact.going_down for fact in backlog.facts if isinstance(fact, HostGoingDown)]
+    assert waiting == [False, True, False]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from peewee import SqliteDatabase
 
 from tests.component.journal.facts import (
     BEGIN,
@@ -29,6 +30,7 @@ from tests.component.journal.facts import (
 )
 from vmagentd.errors import JournalUnusable, StateDirInUse
 from vmagentd.journal import schema
+from vmagentd.journal.reader import Lane
 from vmagentd.journal.store import open_journal
 from vmagentd.lifecycle.steps import end, step
 from vmagentd.model import (
@@ -40,6 +42,8 @@ from vmagentd.model import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from peewee import Model
 
     from tests.component.journal.conftest import Open
@@ -52,7 +56,17 @@ MODELS = [
     schema.OperationRow,
     schema.JoinedRow,
     schema.BlindRow,
+    schema.AuditRow,
 ]
+
+# Sorted in memory, 300,000 times take 16 MiB. In a process of its own: the limit stays.
+WITH_LITTLE_MEMORY = f"""
+import sqlite3, sys
+from pathlib import Path
+from vmagentd.journal.schema import open_for_writing
+sqlite3.connect(":memory:").execute("PRAGMA hard_heap_limit = {10 << 20}")
+open_for_writing(Path(sys.argv[1])).close()
+"""
 
 
 class TestRestart:
@@ -135,6 +149,12 @@ class TestRestart:
 
 
 class TestBlindness:
+    @pytest.fixture
+    async def journal(self, state_dir: Path) -> AsyncIterator[Journal]:
+        """A journal that was opened right before the first fact."""
+        async with open_journal(state_dir, fatal=raise_it, now=lambda: BEGIN) as journal:
+            yield journal
+
     async def test_a_new_journal_has_never_been_connected(self, journal: Journal) -> None:
         assert not journal.link.connected
         assert journal.link.cause == "not connected yet"
@@ -207,7 +227,8 @@ class TestBlindness:
         await journal.append(survey(sighting()))  # at 100 s
         await journal.append(lost())  # at 60 s
         assert len(await journal.blind_intervals(since=BEGIN + 1000 * SECOND)) == 1
-        assert len(await journal.blind_intervals(until=BEGIN)) == 0
+        assert len(await journal.blind_intervals(until=BEGIN)) == 1
+        assert len(await journal.blind_intervals(until=BEGIN - SECOND)) == 0
         assert len(await journal.blind_intervals(limit=1)) == 1
 
 
@@ -287,6 +308,29 @@ class TestUnusable:
 
 
 class TestSchema:
+    def test_a_journal_larger_than_memory_is_migrated(self, state_dir: Path) -> None:
+        restore(state_dir, {})
+        path = state_dir / "journal.db"
+        db = SqliteDatabase(str(path), pragmas=schema.WRITER_PRAGMAS)
+        for migration in schema.MIGRATIONS[:3]:
+            migration(db)
+        schema.sql(
+            db,
+            """WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n LIMIT 300000)
+            INSERT INTO "transition" SELECT n, 'vm', 'STATE', 'RUNNING', n << 30, '{}' FROM n""",
+        )
+        db.pragma("user_version", 3)
+        db.close()
+        done = subprocess.run(
+            [sys.executable, "-c", WITH_LITTLE_MEMORY, path],
+            cwd=Path(__file__).parents[3],
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert rows(state_dir, "PRAGMA user_version") == [(len(schema.MIGRATIONS),)]
+
     async def test_the_live_connections_are_as_laid_down(self, journal: Journal) -> None:
         names = sorted(schema.WRITER_PRAGMAS.keys() | schema.READER_PRAGMAS.keys())
 
@@ -295,7 +339,7 @@ class TestSchema:
 
         common = {"busy_timeout": 5000, "foreign_keys": 1, "temp_store": 2}
         writing = pragmas(journal._writer._db)
-        reading = await journal._reader.read(pragmas)
+        reading = await journal._reader.read(Lane.LISTS, pragmas)
         log_limit = writing.pop("journal_size_limit")
         assert log_limit == 16 << 20
         assert writing == common | {"journal_mode": "wal", "synchronous": 2, "query_only": 0}
@@ -304,7 +348,7 @@ class TestSchema:
 
     async def test_a_reader_cannot_write(self, journal: Journal) -> None:
         with pytest.raises(Exception, match=r"readonly|read-only"):
-            await journal._reader.read(schema.sql, "DELETE FROM meta")
+            await journal._reader.read(Lane.LISTS, schema.sql, "DELETE FROM meta")
 
     @pytest.mark.parametrize("model", MODELS)
     async def test_models_are_the_tables(

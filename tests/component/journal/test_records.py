@@ -8,7 +8,16 @@ import types
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from itertools import product
-from typing import TYPE_CHECKING, Any, NewType, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NewType,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +25,7 @@ from hypothesis import strategies as st
 
 from tests.component.journal.facts import BEGIN, SECOND, operation, sighting, survey, uuid
 from vmagentd import model
-from vmagentd.journal.schema import OPERATION, TRANSITION, VM, from_column, to_column
+from vmagentd.journal.schema import OPERATION, PARAMETERS, TRANSITION, VM, from_column, to_column
 from vmagentd.lifecycle.steps import step
 from vmagentd.model import Operation, OperationId, OperationPhase, Transition, Vm
 
@@ -57,13 +66,15 @@ def values(kind: Any) -> st.SearchStrategy[Any]:  # noqa: ANN401 - any type
     if kind in PLAIN:
         return PLAIN[kind]
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return st.sampled_from(kind)
+        kind = Literal[tuple(kind)]
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         hints = get_type_hints(kind)
         return st.builds(kind, **{name: values(hint) for name, hint in hints.items()})
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in {Union, types.UnionType}:
         return st.one_of(*map(values, arguments))
+    if origin is Literal:
+        return st.sampled_from(arguments)
     if origin is tuple:
         assert arguments[1] is Ellipsis
         return st.lists(values(arguments[0]), max_size=3).map(tuple)
@@ -133,3 +144,10 @@ async def test_an_operation_is_kept_as_its_newest_step_left_it(opened: Open) -> 
         assert await journal.operation(OperationId("op-1")) == second
     async with opened() as journal:
         assert list(journal.left_open) == [second]
+
+
+def test_a_record_of_before_verbs_were_written_is_readable() -> None:
+    stop = b'{"mode": "FORCE", "grace_period": "PT60S", "on_grace_expired": "FAIL"}'
+    assert isinstance(PARAMETERS.validate_json(stop), model.StopParameters)
+    start = b'{"paused": false, "discard_saved_state": false, "force": true, "timeout": "PT60S"}'
+    assert isinstance(PARAMETERS.validate_json(start), model.StartParameters)

@@ -28,8 +28,8 @@ class Disk:
         # what takes the room; on the file system below, if there is one
         self._reserve = reserve
 
-    def fill(self) -> None:
-        """Take all room that is left, to the last byte."""
+    def fill(self, *, leave: int = 0) -> None:
+        """Take all room that is left, to the last byte, but for so many of them."""
         with self._reserve.open("ab", buffering=0) as file:
             size = _CHUNK
             while size:
@@ -37,6 +37,7 @@ class Disk:
                     file.write(bytes(size))
                 except OSError:
                     size //= 2
+            file.truncate(file.tell() - leave)
 
     def make_room(self) -> None:
         self._reserve.unlink(missing_ok=True)
@@ -65,6 +66,16 @@ def thin(path: Path, size: int, really: int) -> Iterator[Disk]:
             yield Disk(path, below / "filler")
 
 
+@contextmanager
+def hanging(disk: Disk) -> Iterator[None]:
+    """Let a thin disk hang: who writes to it waits until the body is left."""
+    _run("fsfreeze", "--freeze", os.fspath(disk.path))
+    try:
+        yield
+    finally:
+        _run("fsfreeze", "--unfreeze", os.fspath(disk.path))
+
+
 def break_off(disk: Disk) -> None:
     """Have the kernel find an error on a thin disk: from here on it is read-only."""
     mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
@@ -88,7 +99,7 @@ def enter_namespace() -> None:
 
 @contextmanager
 def _mounted(path: Path, *arguments: str) -> Iterator[None]:
-    path.mkdir()
+    path.mkdir(exist_ok=True)
     _run("mount", *arguments, os.fspath(path))
     try:
         yield

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
 import shutil
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,15 +23,19 @@ from tests.component.journal.facts import (
     survey,
 )
 from tests.component.journal_faults.conftest import Open, check_history, eventually, until
+from tests.component.journal_faults.disks import break_off
 from vmagentd.errors import JournalUnusable, JournalUnwritable
 from vmagentd.journal import file as journal_file
-from vmagentd.journal.disk import Damaged
+from vmagentd.journal.disk import Ballast, Damaged
+from vmagentd.journal.file import InUse
+from vmagentd.journal.log import WriteAheadLog
 from vmagentd.model import HistoryFilter, Revision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.component.journal_faults.disks import Disk
     from vmagentd.journal.store import Journal
 
 
@@ -113,6 +119,25 @@ class TestDamaged:
             await fault_of(opening)
             assert aside(state_dir)
 
+    async def test_it_cannot_be_moved_away(self, thin_disk: Disk) -> None:
+        """What damages a journal may well have made its disk read-only."""
+        opening, state_dir = Open(), thin_disk.path / "state"
+        async with opening(state_dir) as journal:
+            await filled(journal, 3000)
+            rows(state_dir, "PRAGMA wal_checkpoint(TRUNCATE)")
+            overwrite(state_dir / "journal.db")
+            break_off(thin_disk)
+            with pytest.raises(JournalUnwritable):
+                await journal.transitions(HistoryFilter(oldest_first=True), limit=3000)
+            assert "cannot be moved away: Read-only" in str(await fault_of(opening))
+
+    def test_what_is_left_of_it_cannot_be_moved_away(self, thin_disk: Disk) -> None:
+        path = thin_disk.path / "journal.db"
+        path.with_name("journal.db-wal").write_bytes(b"log")
+        break_off(thin_disk)
+        with pytest.raises(JournalUnusable, match=r"was removed.*cannot be moved away: Read-only"):
+            journal_file.open_file(path, Ballast(thin_disk.path / "ballast"), now=BEGIN)
+
     def test_the_log_goes_with_its_database(self, state_dir: Path) -> None:
         """A log left behind would be taken for the new one's."""
         state_dir.mkdir()
@@ -181,6 +206,29 @@ class TestRemovedOrReplaced:
             how(state_dir, "journal.db")
             await until(journal, lambda: not journal.writable)
             await fault_of(opening)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root's rights from a thread of root's")
+async def test_files_that_cannot_be_looked_at_are_not_taken_for_removed(state_dir: Path) -> None:
+    async with Open()(state_dir) as journal:
+        in_use = InUse(state_dir / "journal.db")
+        log = WriteAheadLog(state_dir / "journal.db")
+        with without_rights():
+            with pytest.raises(PermissionError):
+                (state_dir / "journal.db").stat()
+            in_use.check()
+            log.check(journal._writer._db)
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Let this thread, and no other, look at no file of root's."""
+    libc = ctypes.CDLL(None)
+    libc.setfsuid(65534)
+    try:
+        yield
+    finally:
+        libc.setfsuid(0)
 
 
 async def test_the_restart_goes_on_with_what_is_there(state_dir: Path, tmp_path: Path) -> None:

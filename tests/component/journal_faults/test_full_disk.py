@@ -16,20 +16,24 @@ from tests.component.journal.facts import (
     filled,
     lost,
     operation,
+    restore_version_1,
     revisions,
+    rows,
     sighting,
     survey,
     uuid,
 )
 from tests.component.journal_faults.conftest import Open, check_history, eventually, until
-from tests.component.journal_faults.disks import break_off
+from tests.component.journal_faults.disks import MIB, break_off
 from vmagentd.errors import JournalUnusable, JournalUnwritable, StartupError
 from vmagentd.journal import backlog
-from vmagentd.journal.disk import BALLAST_BYTES
+from vmagentd.journal.disk import BALLAST_BYTES, Ballast
 from vmagentd.lifecycle.steps import end, step
 from vmagentd.model import HistoryFilter, OperationOutcome, OperationPhase, Revision, VmState
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.component.journal_faults.disks import Disk
     from vmagentd.journal.store import Journal
 
@@ -106,6 +110,14 @@ class TestFullDisk:
             await eventually((disk.path / "state/ballast").exists)
         check_history(disk.path / "state", head)
 
+    async def test_the_writer_gives_its_signs_of_life(self, opening: Open, disk: Disk) -> None:
+        async with opening(disk.path / "state") as journal:
+            await exhausted(journal, disk)
+            async with asyncio.timeout(DEADLINE_S):
+                await journal.beat()
+            assert not journal.writable
+            disk.make_room()
+
     async def test_the_link_is_told_though_nothing_is_committed(
         self, opening: Open, disk: Disk
     ) -> None:
@@ -135,6 +147,7 @@ class TestFullDisk:
             for _ in range(backlog.MAX_EVENTS + 1000):
                 number += 1
                 journal.record(event(number, vm=2 + number % 2))
+            await eventually(lambda: not journal.inbox_depth)  # else some find room at once
             journal.take_doubts()
             disk.make_room()
             await until(journal, lambda: journal.writable)
@@ -183,6 +196,39 @@ class TestFullDisk:
         disk.make_room()
         async with opening(disk.path / "state") as journal:
             assert journal.head == 10
+
+
+class TestUpgradeOnAFullDisk:
+    @pytest.fixture
+    def old(self, disk: Disk) -> Path:
+        """A journal of version 1: to migrate it takes more than SQLite keeps in memory."""
+        state = disk.path / "state"
+        restore_version_1(state)
+        rows(
+            state,
+            """WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n LIMIT 4000)
+            INSERT INTO operation SELECT
+                'op-' || n, 'vm', 'a', NULL, 1, 2,
+                json_object('phase', 'SUCCEEDED', 'text', hex(zeroblob(200))) FROM n""",
+        )
+        return state
+
+    async def test_it_takes_the_ballast(self, opening: Open, disk: Disk, old: Path) -> None:
+        assert Ballast(old / "ballast").make()
+        disk.fill(leave=MIB)  # it is opened, and migrated in part
+        async with opening(old):
+            assert not (old / "ballast").exists()
+        assert rows(old, "SELECT count(*) FROM operation WHERE vm = 'vm'") == [(4000,)]
+
+    async def test_without_any_room_it_says_so(self, opening: Open, disk: Disk, old: Path) -> None:
+        disk.fill(leave=MIB)  # it is opened, and migrated in part
+        with pytest.raises(JournalUnusable, match="SQLITE_FULL; make room"):
+            async with opening(old):
+                pass
+        disk.make_room()
+        async with opening(old):
+            pass
+        assert rows(old, "SELECT count(*) FROM operation WHERE vm = 'vm'") == [(4000,)]
 
 
 class TestFailingFsync:
@@ -246,6 +292,22 @@ class TestSomebodyElseWrites:
             await waiting
             await until(journal, lambda: journal.writable)
             assert journal.vms[uuid(1)].state is VmState.PAUSED
+
+    async def test_and_then_the_disk_is_full(self, opening: Open, disk: Disk) -> None:
+        state = disk.path / "state"
+        async with opening(state) as journal:
+            await eventually((state / "ballast").exists)
+            with closing(sqlite3.connect(state / "journal.db", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                for number in range(1, 500):
+                    journal.record(event(number))
+                waiting = journal.submit(event(500))
+                await until(journal, lambda: not journal.writable)
+                disk.fill()
+            async with asyncio.timeout(DEADLINE_S):
+                await waiting
+            assert not (state / "ballast").exists()
+        check_history(state, 500)
 
 
 async def test_an_operation_ends_though_its_disk_was_full(opening: Open, disk: Disk) -> None:

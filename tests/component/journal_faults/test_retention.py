@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -13,12 +10,13 @@ import pytest
 
 from tests.component.journal.facts import (
     BEGIN,
-    DEADLINE_S,
     SECOND,
     collected,
     event,
     filled,
+    lost,
     operation,
+    query,
     revisions,
     rows,
     sighting,
@@ -27,11 +25,17 @@ from tests.component.journal.facts import (
 )
 from tests.component.journal_faults.conftest import check_history, eventually
 from vmagentd.errors import RevisionCompacted
-from vmagentd.journal.retention import NO_LIMITS, STEP
+from vmagentd.journal import pruning
+from vmagentd.journal.disk import Ballast
+from vmagentd.journal.file import open_file
+from vmagentd.journal.retention import FAREWELL, NO_LIMITS, STEP, Retention
+from vmagentd.journal.schema import open_for_writing, sql, to_column, writing
 from vmagentd.lifecycle.steps import end
 from vmagentd.model import (
     Cursor,
+    EventKind,
     HistoryFilter,
+    OperationFilter,
     OperationOutcome,
     OperationPhase,
     Revision,
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
     from vmagentd.journal.store import Journal
 
 DAY = timedelta(days=1)
+DONE = OperationOutcome.DONE
 
 
 @pytest.fixture
@@ -68,8 +73,11 @@ class TestByRows:
         limits = replace(NO_LIMITS, transitions=1000)
         async with opening(state_dir) as journal:
             await journal.append(survey(sighting(1), sighting(2), sighting(3)))  # 1, 2, 3
-            await journal.append(survey(sighting(1), sighting(2)))  # 4: the third is gone
-            await filled(journal, 3500 - 4)  # of the first
+            await journal.append(operation(1, vm=3))  # 4
+            ended = end(operation(1, vm=3), OperationPhase.SUCCEEDED, time=BEGIN, outcome=DONE)
+            await journal.append(ended)  # 5
+            await journal.append(survey(sighting(1), sighting(2)))  # 6: the third is gone
+            await filled(journal, 3500 - 6)  # of the first
             whole = await collected(journal, 0, 3500)
         async with opening(state_dir, limits=limits) as journal:
             await eventually(lambda: journal.oldest == 2501)
@@ -88,11 +96,13 @@ class TestByRows:
             assert refused.value.facts["oldest_revision"] == "2501"
             assert await resumed(journal, 2500)
             assert isinstance(await resumed(journal, 3500), Heartbeat)
-            assert set(journal.vms) == {uuid(1), uuid(2), uuid(3)}
+            # gone, and nothing is left of its history; what was asked of it is still found
+            await eventually(lambda: set(journal.vms) == {uuid(1), uuid(2)})
         async with opening(state_dir, limits=limits) as journal:
             assert (journal.head, journal.oldest) == (3500, 2501)
-            # gone, and nothing is left of its history
             assert set(journal.vms) == {uuid(1), uuid(2)}
+            (kept,) = await journal.operations(OperationFilter(vm=uuid(3)), limit=9)
+            assert kept.id == "op-1"
             await journal.append(survey(sighting(1), sighting(2, VmState.STOPPED)))
             await filled(journal, STEP, begin=4001)
             await eventually(lambda: journal.oldest > 2501)
@@ -152,6 +162,110 @@ class TestByAge:
             assert {t.operation_id for t in found} == {None, old.id}
 
 
+class TestVmsThatAreGone:
+    """They are forgotten with the last of their history, while the daemon runs."""
+
+    async def test_they_are_not_seen_any_more(self, opening: Open, state_dir: Path) -> None:
+        limits = replace(NO_LIMITS, transitions=100)
+        async with opening(state_dir, limits=limits) as journal:
+            await journal.append(survey(sighting(1), sighting(2), sighting(3), sighting(4)))
+            await journal.accept(operation(1, vm=3))
+            await journal.append(survey(sighting(1), sighting(4, VmState.STOPPED)))
+            assert {uuid(2), uuid(3)} <= journal.vms.keys()
+            await filled(journal, 200)
+            await eventually(lambda: uuid(2) not in journal.vms)
+            assert journal.find(uuid(2)) is journal.find("vm2") is None
+            # one is asked something, one does not change and is there
+            assert journal.vms.keys() == {uuid(1), uuid(3), uuid(4)}
+            ended = end(operation(1, vm=3), OperationPhase.SUCCEEDED, time=BEGIN, outcome=DONE)
+            await journal.append(ended)
+            await filled(journal, 200, begin=201)
+            await eventually(lambda: uuid(3) not in journal.vms)
+            # whoever was about to do something to it when it was forgotten
+            await journal.accept(operation(2, vm=2))
+            assert journal.vms[uuid(2)].active_operation_id == operation(2).id
+            # it comes back, and is there as any other
+            head = journal.head
+            after = 400
+            await journal.append(
+                survey(sighting(1), sighting(3), sighting(4), after_event=after, link=1)
+            )
+            assert journal.vms[uuid(3)].state is VmState.RUNNING
+            assert journal.vms[uuid(3)].revision > head
+            (newest,) = await journal.transitions(HistoryFilter(vm=uuid(3)), limit=1)
+            assert newest.vm == journal.vms[uuid(3)]
+
+    async def test_the_writer_forgets_them_later(self, opening: Open, state_dir: Path) -> None:
+        limits = replace(NO_LIMITS, transitions=10)
+        async with opening(state_dir) as journal:
+            await journal.append(survey(*map(sighting, range(1, 6))))
+            await journal.append(survey(sighting(1)))  # the others are gone
+            await filled(journal, 50)
+        kept = open_file(state_dir / "journal.db", Ballast(state_dir / "ballast"), now=BEGIN)
+        clock, fold = [BEGIN], kept.fold
+        told: list[object] = []
+        retention = Retention(
+            limits, Revision(kept.oldest - 1), now=lambda: clock[0], forgotten=told.append
+        )
+
+        def stepped() -> set[str]:
+            """Have all done that is due, and return which VMs are in the file."""
+            while retention.step(kept.db, fold):
+                pass
+            return {vm for (vm,) in sql(kept.db, "SELECT uuid FROM vm")}
+
+        try:
+            assert stepped() == {*map(uuid, range(1, 6))}
+            gone = [uuid(2), uuid(3), uuid(4), uuid(5)]
+            assert told == [gone]
+            # libvirt's old answer, one that it is there again, and an operation on it
+            late = query(sighting(2), vm=2, after_event=0)
+            facts = (
+                event(51, vm=2, kind=EventKind.UNDEFINED),
+                late,
+                query(sighting(3), vm=3, after_event=51),
+                operation(1, vm=4),
+            )
+            batch = fold.apply(facts)
+            assert {t.vm.uuid for t in batch.transitions} == {uuid(3), uuid(4)}
+            fold.commit(batch)
+            clock[0] += FAREWELL - SECOND
+            assert uuid(5) in stepped()
+            clock[0] += 2 * SECOND + timedelta(minutes=1)
+            assert stepped() == {uuid(1), uuid(3), uuid(4)}
+            assert told == [gone, [uuid(2), uuid(5)]]
+            # begun anew
+            (first,) = fold.apply([query(sighting(5), vm=5, after_event=60)]).transitions
+            assert (first.revision, first.previous_state) == (fold.head + 1, None)
+        finally:
+            kept.db.close()
+
+
+class TestCost:
+    def test_a_step_looks_at_no_requests_but_those_it_drops(self, tmp_path: Path) -> None:
+        db = open_for_writing(tmp_path / "journal.db")
+        rows_of = "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 5000)"
+        old, young = to_column(BEGIN), to_column(BEGIN + DAY)
+        with writing(db):
+            sql(
+                db,
+                f"INSERT INTO operation {rows_of} "
+                "SELECT x, 'vm', 'a', NULL, 'START', 'SUCCEEDED', 'DONE', "
+                f"iif(x > 1, {young}, {old}), iif(x > 1, {young}, {old}), '{{}}' FROM n",
+            )
+            sql(db, f"INSERT INTO joined {rows_of} SELECT 'b', x, (x + 1) / 2, '{{}}' FROM n")
+        counted: list[None] = []
+        connection = db.connection()  # type: ignore[no-untyped-call]
+        connection.set_progress_handler(lambda: counted.append(None), 10)
+        with writing(db):
+            assert pruning.delete_operations(db, ended_before=young, most=STEP) == 1
+        connection.set_progress_handler(None, 0)
+        # by tens of SQLite's instructions; to look at each request takes ten times as many
+        assert len(counted) < 500
+        assert sql(db, "SELECT count(*), min(operation) FROM joined").fetchone() == (4998, "10")
+        db.close()
+
+
 class TestClock:
     async def test_backwards_and_forwards(self, opening: Open, state_dir: Path) -> None:
         """Revisions are the order, whatever the times say."""
@@ -168,6 +282,24 @@ class TestClock:
             assert await collected(journal, 0, head) == found
             await journal.append(event(100))
         check_history(state_dir, head + 1)
+
+    async def test_set_back_while_nobody_looked(self, opening: Open, state_dir: Path) -> None:
+        """No time has a negative length, and nothing is late before it can have happened."""
+        async with opening(state_dir, now=lambda: BEGIN + 5000 * SECOND) as journal:
+            await journal.append(survey(sighting()))  # at 100 s
+            await journal.append(replace(event(1), observe_time=BEGIN + 5000 * SECOND))
+            await journal.append(replace(lost(), time=BEGIN + 6000 * SECOND))
+            back = survey(sighting(state=VmState.STOPPED), after_event=1, link=2)
+            await journal.append(back)  # at 100 s again
+            (newest,) = await journal.transitions(HistoryFilter(), limit=1)
+            assert newest.earliest_time == newest.time == BEGIN + 100 * SECOND
+            blind, _ = await journal.blind_intervals()
+            assert blind.begin_time == blind.end_time == BEGIN + 6000 * SECOND
+        async with opening(state_dir, now=lambda: BEGIN) as journal:
+            assert journal.link.blind_since == BEGIN + 5000 * SECOND  # as the last daemon said
+        rows(state_dir, "DELETE FROM blind")  # as if it had been killed
+        async with opening(state_dir, now=lambda: BEGIN) as journal:
+            assert journal.link.blind_since == BEGIN
 
     async def test_nothing_behind_a_young_one_is_dropped(
         self, opening: Open, state_dir: Path
@@ -191,21 +323,3 @@ class TestClock:
             await filled(journal, 1200, begin=2)
             await eventually(lambda: journal.oldest > 1)
             assert journal.oldest <= 1201 - 1000 + 1
-
-
-async def test_a_long_reader_does_not_make_the_log_grow_for_ever(
-    opening: Open, state_dir: Path
-) -> None:
-    log = state_dir / "journal.db-wal"
-    async with opening(state_dir) as journal:
-        await filled(journal, 100)
-        with closing(sqlite3.connect(state_dir / "journal.db", isolation_level=None)) as reader:
-            reader.execute("BEGIN")
-            reader.execute("SELECT count(*) FROM meta").fetchone()
-            number, limit = 100, 16 << 20
-            async with asyncio.timeout(DEADLINE_S):
-                while log.stat().st_size < limit + (1 << 20):
-                    await filled(journal, 500, begin=number + 1)
-                    number += 500
-        await filled(journal, 2000, begin=number + 1)
-        await eventually(lambda: log.stat().st_size <= limit)

@@ -11,14 +11,24 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override  # typing has it since 3.12
 
 from tests.component.hypervisor.host import domain_xml, host_xml, until
+from vmagentd.errors import LibvirtUnreachable
 from vmagentd.hypervisor.connection import Connection
-from vmagentd.hypervisor.domains import Domains, ShutdownMethod
+from vmagentd.hypervisor.domains import Domains
+from vmagentd.hypervisor.guest import AskMethod
 from vmagentd.journal.store import Journal, open_journal
 from vmagentd.model import (
+    Caller,
+    CallerOrigin,
     OnGraceExpired,
     Operation,
     OperationId,
     OperationPhase,
+    Parameters,
+    PauseParameters,
+    RebootMode,
+    RebootParameters,
+    ResumeParameters,
+    Source,
     StartParameters,
     StopMode,
     StopParameters,
@@ -26,14 +36,16 @@ from vmagentd.model import (
     VmUuid,
 )
 from vmagentd.operations.engine import Operations
-from vmagentd.operations.stop import StopTimes
+from vmagentd.operations.means import Clock, Means, Times
+from vmagentd.operations.starts import HostLimits, Starts
 from vmagentd.reconcile import Surveys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
     from pathlib import Path
 
-    from vmagentd.model import Event, LinkLost, Vm
+    from vmagentd.model import Event, LinkLost, Query, Vm
+    from vmagentd.operations.run import Run
 
 DEADLINE_S = 20.0
 SECOND = timedelta(seconds=1)
@@ -43,8 +55,14 @@ STOP = StopParameters(
     mode=StopMode.GRACEFUL, grace_period=60 * SECOND, on_grace_expired=OnGraceExpired.FAIL
 )
 FORCED = replace(STOP, mode=StopMode.FORCE)
+PAUSE = PauseParameters(timeout=60 * SECOND)
+RESUME = ResumeParameters(timeout=60 * SECOND)
+REBOOT = RebootParameters(
+    mode=RebootMode.GRACEFUL, grace_period=60 * SECOND, on_grace_expired=OnGraceExpired.FAIL
+)
+RESET = replace(REBOOT, mode=RebootMode.FORCE)
 # Long times: what ends earlier in a test ended for a reason of its own.
-TIMES = StopTimes(press_interval=3600 * SECOND, force_timeout=60 * SECOND)
+TIMES = Times(press_interval=3600 * SECOND, force_timeout=60 * SECOND)
 
 # libvirt's number of the state in which a domain has no process
 _SHUTOFF = 5
@@ -69,6 +87,12 @@ class Meddled(Domains):
         return False
 
     @override
+    async def look_up(self, vm: VmUuid, *, source: Source = Source.SURVEY) -> Query:
+        if "look_up" in self.before:
+            await self.before["look_up"]()
+        return await super().look_up(vm, source=source)
+
+    @override
     async def start(
         self, vm: VmUuid, *, paused: bool, discard_saved_state: bool, deadline: timedelta
     ) -> None:
@@ -78,9 +102,9 @@ class Meddled(Domains):
             )
 
     @override
-    async def shutdown(self, vm: VmUuid) -> ShutdownMethod:
+    async def shutdown(self, vm: VmUuid) -> AskMethod:
         if await self._meddle("shutdown"):
-            return ShutdownMethod.DRIVER
+            return AskMethod.DRIVER
         return await super().shutdown(vm)
 
     @override
@@ -88,9 +112,35 @@ class Meddled(Domains):
         if not await self._meddle("destroy"):
             await super().destroy(vm)
 
+    @override
+    async def reboot(self, vm: VmUuid) -> AskMethod:
+        if await self._meddle("reboot"):
+            return AskMethod.ACPI
+        return await super().reboot(vm)
+
+    @override
+    async def reset(self, vm: VmUuid) -> None:
+        if not await self._meddle("reset"):
+            await super().reset(vm)
+
+    @override
+    async def pause(self, vm: VmUuid, *, deadline: timedelta) -> None:
+        if not await self._meddle("pause"):
+            await super().pause(vm, deadline=deadline)
+
+    @override
+    async def resume(self, vm: VmUuid, *, deadline: timedelta) -> None:
+        if not await self._meddle("resume"):
+            await super().resume(vm, deadline=deadline)
+
+    @override
+    async def wake(self, vm: VmUuid, *, deadline: timedelta) -> None:
+        if not await self._meddle("wake"):
+            await super().wake(vm, deadline=deadline)
+
     def deaf(self) -> None:
         """Let guests not react to their power button."""
-        self.instead["shutdown"] = nothing
+        self.instead["shutdown"] = self.instead["reboot"] = nothing
 
 
 async def nothing() -> None:
@@ -101,6 +151,10 @@ async def for_ever() -> None:
     await asyncio.Event().wait()
 
 
+async def unreachable() -> None:
+    raise LibvirtUnreachable("it ended")
+
+
 @dataclass
 class Site:
     """libvirt, which outlives the daemon."""
@@ -109,6 +163,9 @@ class Site:
     connection: Connection
     domains: Meddled
     record: list[Journal] = field(default_factory=list)
+    limits: HostLimits = field(default_factory=HostLimits)
+    times: Times = TIMES
+    clock: Clock = field(default_factory=lambda: Clock(boot_id="this one"))
     # events are not heard while this is set, as if nobody listened
     unheard: bool = False
 
@@ -158,14 +215,21 @@ class Site:
             )
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    operations = Operations(journal, self.domains, tasks=tasks, times=TIMES)
+                    means = Means(
+                        journal=journal,
+                        domains=self.domains,
+                        times=self.times,
+                        starts=Starts(journal, self.limits),
+                        clock=self.clock,
+                    )
+                    operations = Operations(means, tasks=tasks)
                     tasks.create_task(surveys.run())
                     self.record.append(journal)
                     surveys.want()
                     await surveys.first_done.wait()
                     if recover:
                         operations.recover()
-                    yield Daemon(self, journal, operations)
+                    yield Daemon(self, journal, operations, means.starts)
                     raise _Ended  # noqa: TRY301 - the way to end tasks that go on for ever
             except* _Ended:
                 pass
@@ -178,30 +242,32 @@ class _Ended(Exception):
     pass
 
 
+def somebody(actor: str = "tester") -> Caller:
+    """Return somebody who asks for operations."""
+    return Caller(actor=actor, origin=CallerOrigin.LOCAL, peer="uid 1000, pid 1")
+
+
 @dataclass
 class Daemon:
     site: Site
     journal: Journal
     operations: Operations
+    starts: Starts
 
     def ask(
         self,
         ref: str,
-        parameters: StartParameters | StopParameters,
+        parameters: Parameters,
         *,
         request_id: str | None = None,
         actor: str = "tester",
     ) -> AsyncGenerator[Operation]:
-        match parameters:
-            case StartParameters():
-                return self.operations.start(ref, parameters, actor=actor, request_id=request_id)
-            case StopParameters():
-                return self.operations.stop(ref, parameters, actor=actor, request_id=request_id)
+        return self.operations.ask(ref, parameters, caller=somebody(actor), request_id=request_id)
 
     async def steps(
         self,
         ref: str,
-        parameters: StartParameters | StopParameters,
+        parameters: Parameters,
         *,
         request_id: str | None = None,
         actor: str = "tester",
@@ -223,7 +289,7 @@ class Daemon:
     async def done(
         self,
         ref: str,
-        parameters: StartParameters | StopParameters,
+        parameters: Parameters,
         *,
         request_id: str | None = None,
         actor: str = "tester",
@@ -231,7 +297,7 @@ class Daemon:
         return (await self.steps(ref, parameters, request_id=request_id, actor=actor))[-1]
 
     async def under_way(
-        self, ref: str, parameters: StartParameters | StopParameters, phase: OperationPhase
+        self, ref: str, parameters: Parameters, phase: OperationPhase
     ) -> tuple[OperationId, asyncio.Task[Operation]]:
         """Ask for an operation; return when it has come to *phase*, and a task that follows it."""
         seen: asyncio.Future[Operation] = asyncio.get_running_loop().create_future()
@@ -252,6 +318,12 @@ class Daemon:
             await asyncio.wait([seen, task], return_when=asyncio.FIRST_COMPLETED)
         assert seen.done(), f"it never came to {phase}: {task}"
         return seen.result().id, task
+
+    def let_time_pass(self) -> Run:
+        """Bring the one operation under way to its deadline, once it does not wait any more."""
+        (run,) = self.operations._runs.values()
+        run.deadline = asyncio.get_running_loop().time()
+        return run
 
     def check_truth(self, operation: Operation) -> None:
         vm = self.journal.vms[operation.vm]

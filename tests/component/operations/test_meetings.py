@@ -19,14 +19,13 @@ from tests.component.operations.site import (
     Site,
     for_ever,
 )
-from vmagentd.errors import OperationInProgress, RequestIdReused, ShuttingDown
+from vmagentd.errors import LibvirtRefused, OperationInProgress, RequestIdReused, ShuttingDown
 from vmagentd.model import (
     Operation,
     OperationId,
     OperationOutcome,
     OperationPhase,
-    StartParameters,
-    StopParameters,
+    Parameters,
     VmState,
 )
 
@@ -35,9 +34,7 @@ DONE, ALREADY_DONE = OperationOutcome.DONE, OperationOutcome.ALREADY_DONE
 
 class TestMeeting:
     @pytest.mark.parametrize(("ref", "wish"), [("off", START), ("a", STOP), ("a", FORCED)])
-    async def test_the_same_verb_joins(
-        self, daemon: Daemon, ref: str, wish: StartParameters | StopParameters
-    ) -> None:
+    async def test_the_same_verb_joins(self, daemon: Daemon, ref: str, wish: Parameters) -> None:
         both = await asyncio.gather(daemon.done(ref, wish), daemon.done(ref, wish))
         assert both[0] == both[1]
         assert both[0].outcome is DONE
@@ -98,6 +95,30 @@ class TestMeeting:
         assert not here.domain("off").isActive()
         assert daemon.vm("off").state is VmState.STOPPED
 
+    async def test_force_breaks_a_start_off_also_if_libvirt_refuses_meanwhile(
+        self, here: Site, daemon: Daemon
+    ) -> None:
+        """Libvirt does when the process ends while it is spoken to: it then says nothing of it."""
+        gate, refused = asyncio.Event(), asyncio.Event()
+
+        async def refuse() -> None:
+            here.domains.instead.pop("destroy")
+            refused.set()
+            raise LibvirtRefused(here.uuid("off"), 38, 10, "Unable to read from monitor")
+
+        here.domains.before["start"] = gate.wait
+        here.domains.instead["destroy"] = refuse
+        _, start = await daemon.under_way("off", START, OperationPhase.STARTING)
+        stop = asyncio.create_task(daemon.done("off", FORCED))
+        async with asyncio.timeout(DEADLINE_S):
+            await start
+            await refused.wait()
+            gate.set()
+            stopped = await stop
+        assert stopped.phase is OperationPhase.SUCCEEDED, stopped.failure
+        assert not here.domain("off").isActive()
+        assert daemon.vm("off").state is VmState.STOPPED
+
     async def test_a_start_during_a_stop_is_refused(self, here: Site, daemon: Daemon) -> None:
         here.domains.deaf()
         stop_id, stop = await daemon.under_way("a", STOP, OperationPhase.SIGNALLED)
@@ -148,7 +169,7 @@ class TestRequestId:
         [("b", FORCED), ("a", STOP), ("a", START), ("a", replace(FORCED, grace_period=SECOND))],
     )
     async def test_with_anything_else_it_is_refused(
-        self, daemon: Daemon, ref: str, wish: StartParameters | StopParameters
+        self, daemon: Daemon, ref: str, wish: Parameters
     ) -> None:
         first = await daemon.done("a", FORCED, request_id="r")
         head = daemon.journal.head

@@ -15,14 +15,17 @@ from tests.component.hypervisor.host import until
 from tests.component.operations.site import (
     DEADLINE_S,
     FORCED,
+    PAUSE,
     SECOND,
     START,
     STOP,
+    TIMES,
     Daemon,
     Site,
     for_ever,
     nothing,
     site,
+    unreachable,
 )
 from vmagentd.errors import LibvirtRefused, LibvirtUnreachable, OutcomeUnknown, VmNotFound
 from vmagentd.model import (
@@ -32,10 +35,10 @@ from vmagentd.model import (
     Operation,
     OperationOutcome,
     OperationPhase,
+    Parameters,
     Reason,
     Revision,
     Source,
-    StartParameters,
     StopParameters,
     Transition,
     TransitionKind,
@@ -91,6 +94,21 @@ class TestDone:
         assert (vm.state, vm.reason, vm.incarnation) == (VmState.RUNNING, Reason.BOOTED, 1)
         assert vm.initiator.operation_id == steps[0].id
 
+    @pytest.mark.parametrize(
+        ("ref", "wish", "step"), [("off", START, "STARTING"), ("a", FORCED, "FORCING")]
+    )
+    async def test_what_the_journal_knows_is_not_asked_again(
+        self, here: Site, daemon: Daemon, ref: str, wish: Parameters, step: str
+    ) -> None:
+        here.domains.before["look_up"] = for_ever
+        before = daemon.journal.head
+        steps = await daemon.steps(ref, wish)
+        assert phases(steps) == ["ACCEPTED", step, "SUCCEEDED"]
+        assert steps[-1].outcome is DONE
+        # accepted as such, though the first step was committed with it
+        accepted = (await daemon.journal.page(before))[0]
+        assert (accepted.operation_id, accepted.operation_phase) == (steps[0].id, "ACCEPTED")
+
     async def test_by_uuid_in_any_spelling(self, daemon: Daemon) -> None:
         ref = daemon.site.uuid("a").upper()
         assert (await daemon.done(ref, STOP)).outcome is DONE
@@ -134,19 +152,20 @@ class TestDone:
 
 class TestAlreadyDone:
     @pytest.mark.parametrize(("ref", "wish"), [("a", START), ("off", STOP), ("off", FORCED)])
-    async def test_it_is_as_wished(
-        self, daemon: Daemon, ref: str, wish: StartParameters | StopParameters
-    ) -> None:
+    async def test_it_is_as_wished(self, daemon: Daemon, ref: str, wish: Parameters) -> None:
         steps = await daemon.steps(ref, wish)
         assert phases(steps) == ["ACCEPTED", "SUCCEEDED"]
         assert steps[-1].outcome is ALREADY_DONE
         assert daemon.site.domains.calls == []
 
-    async def test_the_journal_is_brought_in_line(self, here: Site, daemon: Daemon) -> None:
+    @pytest.mark.parametrize("wish", [STOP, FORCED])
+    async def test_the_journal_is_brought_in_line(
+        self, here: Site, daemon: Daemon, wish: StopParameters
+    ) -> None:
         await here.in_silence(lambda: (here.domain("a").destroy(), here.domain("off").create()))
         assert daemon.vm("a").state is VmState.RUNNING  # so it was thought
         before = daemon.journal.head
-        assert (await daemon.done("a", STOP)).outcome is ALREADY_DONE
+        assert (await daemon.done("a", wish)).outcome is ALREADY_DONE
         assert (await daemon.done("off", START)).outcome is ALREADY_DONE
         found = [t for t in await daemon.journal.page(before) if t.kind is TransitionKind.STATE]
         assert [(t.vm.name, t.vm.state) for t in found] == [
@@ -159,9 +178,7 @@ class TestAlreadyDone:
 class TestNotThere:
     @pytest.mark.parametrize("wish", [START, STOP, FORCED])
     @pytest.mark.parametrize("ref", ["nobody", MISSING])
-    async def test_never_heard_of(
-        self, daemon: Daemon, ref: str, wish: StartParameters | StopParameters
-    ) -> None:
+    async def test_never_heard_of(self, daemon: Daemon, ref: str, wish: Parameters) -> None:
         before = daemon.journal.head
         with pytest.raises(VmNotFound) as caught:
             await daemon.done(ref, wish)
@@ -257,7 +274,7 @@ class TestInTheWay:
             here.domain("off").create()
 
         here.domains.before["start"] = meddle
-        assert (await daemon.done("off", START)).outcome is DONE
+        assert (await daemon.done("off", START)).outcome is ALREADY_DONE
         assert daemon.vm("off").incarnation == 1
 
     async def test_somebody_else_stops_it_first(self, here: Site, daemon: Daemon) -> None:
@@ -267,7 +284,7 @@ class TestInTheWay:
         here.domains.before["shutdown"] = here.domains.before["destroy"] = meddle
         assert (await daemon.done("a", STOP)).outcome is DONE
         here.domains.before["destroy"] = lambda: destroy(here, "b")
-        assert (await daemon.done("b", FORCED)).outcome is DONE
+        assert (await daemon.done("b", FORCED)).outcome is ALREADY_DONE
 
 
 class TestTime:
@@ -280,8 +297,11 @@ class TestTime:
         assert "destroy" not in here.domains.calls
 
     async def test_a_deaf_guest_is_forced_if_so_wished(self, here: Site, daemon: Daemon) -> None:
-        here.domains.deaf()
-        wish = replace(STOP, grace_period=0.2 * SECOND, on_grace_expired=OnGraceExpired.FORCE)
+        async def deaf() -> None:
+            daemon.let_time_pass()
+
+        here.domains.instead["shutdown"] = deaf
+        wish = replace(STOP, on_grace_expired=OnGraceExpired.FORCE)
         steps = await daemon.steps("a", wish)
         assert phases(steps) == ["ACCEPTED", "SIGNALLED", "FORCING", "SUCCEEDED"]
         assert daemon.vm("a").initiator.operation_id == steps[0].id
@@ -291,6 +311,48 @@ class TestTime:
         operation = await daemon.done("off", replace(START, timeout=0.2 * SECOND))
         assert error_of(operation) == "StartTimedOut"
         assert daemon.vm("off").state is VmState.STOPPED
+
+
+class TestBlindAtTheEnd:
+    """What libvirt cannot be asked is not told as a fact when time is up."""
+
+    async def test_a_forced_stop_does_not_say_that_the_process_hangs(self, here: Site) -> None:
+        here.times = replace(TIMES, force_timeout=2 * SECOND)
+        here.domains.before["destroy"] = unreachable
+        async with here.daemon() as daemon:
+            here.domains.before["look_up"] = unreachable
+            assert error_of(await daemon.done("a", FORCED)) == "OutcomeUnknown"
+
+    @pytest.mark.parametrize(
+        ("ref", "wish", "call"),
+        [
+            ("a", STOP, "shutdown"),
+            ("off", START, "start"),
+            ("a", PAUSE, "pause"),
+        ],
+    )
+    async def test_nobody_says_how_the_vm_is(
+        self, here: Site, daemon: Daemon, ref: str, wish: Parameters, call: str
+    ) -> None:
+        async def silent() -> None:
+            here.domains.before["look_up"] = unreachable
+            daemon.let_time_pass()
+            raise OutcomeUnknown(here.uuid(ref), call, "no answer")
+
+        here.domains.instead[call] = silent
+        operation = await daemon.done(ref, wish)
+        assert error_of(operation) == "OutcomeUnknown"
+        assert operation.failure is not None
+        assert "libvirt cannot be asked" in operation.failure.message
+
+    async def test_who_wishes_force_gets_it(self, here: Site, daemon: Daemon) -> None:
+        async def silent() -> None:
+            here.domains.before["look_up"] = unreachable
+            daemon.let_time_pass()
+
+        here.domains.instead["shutdown"] = silent
+        wish = replace(STOP, on_grace_expired=OnGraceExpired.FORCE)
+        assert (await daemon.done("a", wish)).outcome is DONE
 
 
 class TestUnknownOutcome:

@@ -7,11 +7,13 @@ from typing import Final
 
 from tests.system.chaos.record import Record
 from tests.system.daemon import Daemon
-from tests.system.deadline import until
+from tests.system.deadline import NeverHappenedError, until
 from tests.system.libvirtd import PrivateLibvirtd
 
 # One time in so many the daemon is asked to end.
 _ORDERLY: Final = 8
+# One that was blind before, and finds no libvirtd, writes nothing until that is back.
+_WRITES_WITHIN_S: Final = 30.0
 
 
 class DaemonFaults:
@@ -47,7 +49,11 @@ class DaemonFaults:
             written = self._written_ns()
             with record.act("daemon", "start daemon", "daemon"):
                 self._daemon.start(waits=serves)
-                until(lambda w=written: self._written_ns() != w, "it writes")  # type: ignore[misc]
+                until(
+                    lambda w=written: self._written_ns() != w,  # type: ignore[misc]
+                    "it writes",
+                    within_s=_WRITES_WITHIN_S,
+                )
             time.sleep(lives_s)  # the plan's
         self._end(record)
         self._daemon.start()
@@ -87,7 +93,15 @@ def trouble_libvirtd(
                 libvirtd.thaw()
             continue
         with record.act("libvirtd", f"{what} libvirtd", "libvirtd"):
-            (libvirtd.kill if what == "kill" else libvirtd.stop)()
+            _stop(libvirtd) if what == "stop" else libvirtd.kill()
         time.sleep(min(gone_s, 1.5))  # the plan's
         with record.act("libvirtd", "start libvirtd", "libvirtd"):
             libvirtd.start()
+
+
+def _stop(libvirtd: PrivateLibvirtd) -> None:
+    """Ask libvirtd to end; one that waits for a guest that hangs is killed, as systemd would."""
+    try:
+        libvirtd.stop()
+    except NeverHappenedError:
+        libvirtd.kill()

@@ -90,6 +90,10 @@ class Course:
     phase: int = 0
     # the states its VM was in from its acceptance to its end, with whether it was active
     states: set[tuple[str, bool]] = field(default_factory=set)
+    # and its boots
+    incarnations: set[int] = field(default_factory=set)
+    # whether its VM's guest rebooted, and it is said that this operation had it reboot
+    rebooted: bool = False
 
 
 @dataclass(slots=True)
@@ -115,6 +119,9 @@ class Model:
         open_one = self.courses.get(vm.active_operation_id)
         if open_one is not None:
             open_one.states.add((state(vm), vm.active))
+            open_one.incarnations.add(vm.incarnation)
+            by_it = vm.initiator.operation_id == vm.active_operation_id
+            open_one.rebooted |= by_it and vm.reason == VmReason.VM_REASON_REBOOTED
 
     def present(self) -> dict[str, Vm]:
         """Return the VMs that are not gone."""

@@ -43,6 +43,11 @@ class Verb(StrEnum):
     STOP = "Stop"
     STOP_THEN_FORCE = "Stop, then force"
     FORCE_OFF = "Stop by force"
+    REBOOT_GUEST = "Reboot"
+    REBOOT_THEN_RESET = "Reboot, then force"
+    RESET_GUEST = "Reboot by force"
+    PAUSE = "Pause"
+    RESUME_GUEST = "Resume"
 
 
 CLIENTS: Final = frozenset({
@@ -52,6 +57,11 @@ CLIENTS: Final = frozenset({
     Verb.STOP,
     Verb.STOP_THEN_FORCE,
     Verb.FORCE_OFF,
+    Verb.REBOOT_GUEST,
+    Verb.REBOOT_THEN_RESET,
+    Verb.RESET_GUEST,
+    Verb.PAUSE,
+    Verb.RESUME_GUEST,
 })  # fmt: skip
 
 
@@ -72,6 +82,8 @@ class Deed:
     repeats: int
     # of a request to the daemon: its caller leaves after the first answer
     hangs_up: bool
+    # of a request to the daemon: somebody cancels it as soon as it is accepted
+    is_cancelled: bool
 
 
 class _Belief(StrEnum):
@@ -99,6 +111,8 @@ _CHOICES: Mapping[_Belief, Sequence[tuple[int, Verb, _Belief]]] = MappingProxyTy
         (1, _V.START_PAUSED, _B.PAUSED),
         (1, _V.STOP, _B.OFF),
         (1, _V.FORCE_OFF, _B.OFF),
+        (1, _V.REBOOT_GUEST, _B.OFF),
+        (1, _V.RESUME_GUEST, _B.OFF),
         (1, _V.DEFINE, _B.OFF),
         (1, _V.RENAME, _B.OFF),
         (2, _V.UNDEFINE, _B.ABSENT),
@@ -109,7 +123,11 @@ _CHOICES: Mapping[_Belief, Sequence[tuple[int, Verb, _Belief]]] = MappingProxyTy
         (3, _V.STOP, _B.OFF),
         (3, _V.FORCE_OFF, _B.OFF),
         (2, _V.STOP_THEN_FORCE, _B.OFF),
-        (6, _V.SUSPEND, _B.PAUSED),
+        (4, _V.SUSPEND, _B.PAUSED),
+        (3, _V.PAUSE, _B.PAUSED),
+        (2, _V.REBOOT_GUEST, _B.UP),
+        (2, _V.REBOOT_THEN_RESET, _B.UP),
+        (2, _V.RESET_GUEST, _B.UP),
         (2, _V.SAVE, _B.SAVED),
         (1, _V.RESET, _B.UP),
         (1, _V.REBOOT, _B.UP),
@@ -122,7 +140,10 @@ _CHOICES: Mapping[_Belief, Sequence[tuple[int, Verb, _Belief]]] = MappingProxyTy
         (1, _V.WAKE_UP, _B.UP),
     ),
     _B.PAUSED: (
-        (6, _V.RESUME, _B.UP),
+        (4, _V.RESUME, _B.UP),
+        (4, _V.RESUME_GUEST, _B.UP),
+        (1, _V.PAUSE, _B.PAUSED),
+        (1, _V.RESET_GUEST, _B.PAUSED),
         (1, _V.STOP, _B.PAUSED),
         (1, _V.START, _B.PAUSED),
         (1, _V.FORCE_OFF, _B.OFF),
@@ -162,4 +183,5 @@ def deeds(random: Random, players: Sequence[int]) -> Iterator[Deed]:
             dice=random.random(),
             repeats=random.choice((0, 1, 3)),
             hangs_up=random.random() < 0.15,
+            is_cancelled=random.random() < 0.1,
         )

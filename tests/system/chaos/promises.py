@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from vmagent.v1 import vm_agent_service_pb2 as pb
-from vmagent.v1.operation_pb2 import Operation, OperationOutcome, OperationPhase
+from vmagent.v1.operation_pb2 import (
+    OPERATION_PHASE_FORCING as FORCING,
+)
+from vmagent.v1.operation_pb2 import Operation, OperationOutcome, OperationPhase, RebootMode
 from vmagent.v1.transition_pb2 import Transition
 from vmagent.v1.vm_pb2 import Vm
 
-from tests.system.calls import Outcome
+from tests.system.calls import Outcome, Response
 from tests.system.chaos.model import FINAL, Course, Model, line, state
 from tests.system.chaos.record import Call, Record, Session
 
@@ -179,11 +181,20 @@ def check_success(operation: Operation, course: Course) -> Iterator[Violation]:
     """Check that a VM was what an operation is said to have made of it."""
     if operation.phase != OperationPhase.OPERATION_PHASE_SUCCEEDED:
         return
-    if operation.HasField("stop"):
-        held = any(not active for _, active in course.states)
-    else:
-        wanted = {"RUNNING", "PAUSED"} if operation.start.paused else {"RUNNING"}
-        held = any(name in wanted for name, _ in course.states)
+    states = {name for name, _ in course.states}
+    match operation.WhichOneof("parameters"):
+        case "stop":
+            # it was off in between, though nobody saw it, if it was started anew
+            anew = len(course.incarnations) > 1
+            held = anew or any(not active for _, active in course.states)
+        case "start" if operation.start.paused:
+            held = not states.isdisjoint({"RUNNING", "PAUSED"})
+        case "pause":
+            held = "PAUSED" in states
+        case "reboot" if operation.reboot.mode != RebootMode.REBOOT_MODE_FORCE:
+            held = course.rebooted or any(step.phase == FORCING for step in operation.steps)
+        case _:
+            held = "RUNNING" in states
     if not held:
         outcome = OperationOutcome.Name(operation.outcome)
         yield Violation(
@@ -227,7 +238,7 @@ def _bytes(vm: Vm) -> bytes:
     return copy.SerializeToString(deterministic=True)
 
 
-def answered(call: Call) -> pb.StartResponse | pb.StopResponse | None:
+def answered(call: Call) -> Response | None:
     """Return the last answer that told of an operation made for this very request."""
     responses = [r for outcome in call.outcomes for r in outcome.responses]
     own = [r for r in responses if r.operation.request_id == call.request.request_id]

@@ -11,7 +11,7 @@ from vmagent.v1 import vm_agent_service_pb2 as pb
 from vmagent.v1.transition_pb2 import Cursor, Transition
 from vmagent.v1.vm_pb2 import Vm
 
-from tests.system.calls import Outcome, Refusal
+from tests.system.calls import Outcome, Refusal, Request
 from tests.system.watcher import Watcher
 
 
@@ -92,7 +92,7 @@ class Call:
     lane: str
     verb: str
     vm: str
-    request: pb.StartRequest | pb.StopRequest
+    request: Request
     outcomes: list[Outcome] = field(default_factory=list)
 
 
@@ -105,6 +105,8 @@ class Record:
     calls: list[Call] = field(default_factory=list)
     listings: list[pb.ListVmsResponse] = field(default_factory=list)
     pages: list[list[Transition]] = field(default_factory=list)
+    # calls that the client library never ended
+    lost_calls: int = 0
 
     @contextmanager
     def act(self, lane: str, what: str, target: str) -> Iterator[Act]:
@@ -128,5 +130,6 @@ class Record:
         counts["transitions watched"] = sum(len(s.transitions) for s in self.sessions)
         counts["requests"] = len(self.calls)
         counts["requests repeated"] = sum(len(call.outcomes) > 1 for call in self.calls)
+        counts["calls lost by the client library"] = self.lost_calls
         counts["listings"] = len(self.listings)
         return counts

@@ -47,6 +47,7 @@ _PAUSED: Mapping[int, tuple[str, str]] = MappingProxyType(
         libvirt.VIR_DOMAIN_PAUSED_IOERROR: ("PAUSED", "IO_ERROR"),
     }
 )
+_STARTS: Final = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
 _ACTIVE: Final = MappingProxyType(
     {
         libvirt.VIR_DOMAIN_RUNNING: "RUNNING",
@@ -131,13 +132,20 @@ def told_by_no_event(transition: Transition) -> bool:
 
 
 def calm(connection: Any, players: Iterable[Player]) -> bool:  # noqa: ANN401
-    """Pause every guest that would act by itself; return whether there was none."""
+    """Pause every guest that would act by itself; return whether there was nothing to wait for.
+
+    What libvirt still starts, for a caller who took his wish back, is waited for too.
+    """
     restless = {player.uuid for player in players if player.behaviour in RESTLESS}
-    running = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_RUNNING)
-    found = [domain for domain in running if domain.UUIDString() in restless]
-    for domain in found:
+    found = False
+    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
         with contextlib.suppress(libvirt.libvirtError):  # off by now, or gone
-            domain.suspend()
+            major, minor = domain.state()
+            if (major, minor) == _STARTS:
+                found = True
+            elif major == libvirt.VIR_DOMAIN_RUNNING and domain.UUIDString() in restless:
+                found = True
+                domain.suspend()
     return not found
 
 

@@ -14,7 +14,7 @@ import grpc
 import libvirt
 from vmagent.v1 import vm_agent_service_pb2 as pb
 
-from tests.system.chaos.callers import Callers, ask
+from tests.system.chaos.callers import Callers, LostCallError, ask
 from tests.system.chaos.faults import DaemonFaults, trouble_libvirtd
 from tests.system.chaos.model import FINAL, Model, line
 from tests.system.chaos.plan import CLIENTS, Deed, deeds, stream
@@ -179,11 +179,7 @@ class Run:
             act.outcome = virsh.do(deed, player)
 
     def _rest(self, record: Record, watchers: list[Watching]) -> tuple[list[Violation], History]:
-        until(
-            lambda: calm(self._libvirtd.connection, self.players),
-            "nobody acts by himself",
-            within_s=_RESTS_WITHIN_S,
-        )
+        until(self._calm, "nobody acts by himself", within_s=_RESTS_WITHIN_S)
         violations = [*self._agree("by events alone", surveyed=False)]
         head = self._daemon.host().head_revision
         self._daemon.restart()
@@ -204,6 +200,12 @@ class Run:
         violations += history.check(record)
         violations += self._left_open()
         return violations, history
+
+    def _calm(self) -> bool:
+        """Return whether no guest acts by itself, and no operation may bring one up that does."""
+        listed = self._daemon.stub.ListVms(pb.ListVmsRequest(), timeout=10)
+        under_way = any(vm.active_operation_id for vm in listed.vms)
+        return not under_way and calm(self._libvirtd.connection, self.players)
 
     def _agree(self, when: str, *, surveyed: bool) -> Iterator[Violation]:
         """Wait until libvirt and the daemon agree."""
@@ -240,7 +242,11 @@ class Run:
             earlier = answered(call)
             if earlier is None:
                 continue
-            outcome = ask(self._daemon.target, call.request)
+            try:
+                outcome = ask(self._daemon.target, call.request)
+            except LostCallError:
+                record.lost_calls += 1
+                continue
             call.outcomes.append(outcome)
             self.counts["requests repeated at rest"] += 1
             told = outcome.responses[-1].operation if outcome.responses else None

@@ -5,7 +5,6 @@ from dataclasses import replace
 from uuid import uuid4
 
 import libvirt
-import pytest
 
 from tests.system.calls import finished, read_until
 from tests.system.deadline import until
@@ -14,8 +13,6 @@ from tests.system.guests import Behaviour, Roms
 from tests.system.history import state
 from tests.system.vms import Vms
 from tests.unit.lifecycle.story import Story, told
-
-pytestmark = pytest.mark.timeout(60)
 
 
 def test_a_guest_that_comes_back_with_another_size_has_it(vms: Vms, roms: Roms) -> None:
@@ -52,7 +49,7 @@ def test_a_guest_that_has_come_back_paused_unseen_is_paused() -> None:
 
 def test_a_request_that_joined_an_operation_is_it_when_it_is_repeated(vms: Vms) -> None:
     """Else a client that repeats what a crash left unanswered does it a second time."""
-    vm = vms.up(Spec(Behaviour.SLOW, 0.5))
+    vm = vms.up(Spec(Behaviour.SLOW, 3.0))
     first = vms.stopping(vm, request_id=f"first-{vm.uuid}")
     begun = read_until(first, "SIGNALLED")
     joined = vms.stop(vm, request_id=f"second-{vm.uuid}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
+from vmagentd import model
 from vmagentd.api import convert
 from vmagentd.model import (
     Initiator,
@@ -15,7 +16,11 @@ from vmagentd.model import (
     OperationFailure,
     OperationId,
     OperationStep,
+    Parameters,
+    PauseParameters,
     RawPair,
+    RebootParameters,
+    ResumeParameters,
     Revision,
     StartError,
     StartParameters,
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
-    from vmagent.v1 import operation_pb2, transition_pb2, vm_pb2
+    from vmagent.v1 import access_pb2, operation_pb2, transition_pb2, vm_pb2
 
 _T = TypeVar("_T")
 
@@ -121,20 +126,36 @@ def transition(message: transition_pb2.Transition) -> Transition:
     )
 
 
-def parameters(message: operation_pb2.Operation) -> StartParameters | StopParameters:
-    if message.WhichOneof("parameters") == "start":
-        return StartParameters(
-            paused=message.start.paused,
-            discard_saved_state=message.start.discard_saved_state,
-            force=message.start.force,
-            timeout=span(message.start.timeout),
-        )
-    assert message.WhichOneof("parameters") == "stop"
-    return StopParameters(
-        mode=known(convert.STOP_MODE.member(message.stop.mode)),
-        grace_period=span(message.stop.grace_period),
-        on_grace_expired=known(convert.ON_GRACE_EXPIRED.member(message.stop.on_grace_expired)),
-    )
+def parameters(message: operation_pb2.Operation) -> Parameters:
+    match message.WhichOneof("parameters"):
+        case "start":
+            return StartParameters(
+                paused=message.start.paused,
+                discard_saved_state=message.start.discard_saved_state,
+                force=message.start.force,
+                timeout=span(message.start.timeout),
+            )
+        case "stop":
+            expired = message.stop.on_grace_expired
+            return StopParameters(
+                mode=known(convert.STOP_MODE.member(message.stop.mode)),
+                grace_period=span(message.stop.grace_period),
+                on_grace_expired=known(convert.STOP_ON_GRACE_EXPIRED.member(expired)),
+            )
+        case "reboot":
+            return RebootParameters(
+                mode=known(convert.REBOOT_MODE.member(message.reboot.mode)),
+                grace_period=span(message.reboot.grace_period),
+                on_grace_expired=known(
+                    convert.REBOOT_ON_GRACE_EXPIRED.member(message.reboot.on_grace_expired)
+                ),
+            )
+        case "pause":
+            return PauseParameters(timeout=span(message.pause.timeout))
+        case "resume":
+            return ResumeParameters(timeout=span(message.resume.timeout))
+        case None:
+            raise AssertionError
 
 
 def operation(message: operation_pb2.Operation, failure: OperationFailure | None) -> Operation:
@@ -167,3 +188,30 @@ def operation(message: operation_pb2.Operation, failure: OperationFailure | None
     )
     assert convert.OPERATION_VERB.member(message.verb) is read.verb
     return read
+
+
+def audit_record(
+    message: access_pb2.AuditRecord, failure: OperationFailure | None
+) -> model.AuditRecord:
+    """Read a record; *failure* is the one it was made with, told by code and reason alone."""
+    assert (message.code, message.reason) == (0, "") or failure is not None
+    if failure is not None:
+        assert message.code
+        assert message.reason
+        assert message.message == failure.message
+    return model.AuditRecord(
+        sequence=message.sequence,
+        kind=known(convert.AUDIT_KIND.member(message.kind)),
+        time=time(message.time),
+        end_time=time_of(message, "end_time"),
+        actor=message.actor,
+        peer=message.peer,
+        certificate_fingerprint=message.certificate_fingerprint or None,
+        method=message.method,
+        vm=VmUuid(message.vm_uuid) or None,
+        vm_name=message.vm_name,
+        operation=OperationId(message.operation_id) or None,
+        phase=convert.OPERATION_PHASE.member(message.phase),
+        failure=failure,
+        count=message.count,
+    )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vmagent.v1 import host_pb2, operation_pb2, transition_pb2, vm_pb2
+from vmagent.v1 import access_pb2, host_pb2, operation_pb2, transition_pb2, vm_pb2
 
 from vmagentd import model
 from vmagentd.api import convert
+from vmagentd.operations.starts import HostLimits, Starts
 
 from . import reading, values
 
@@ -51,9 +52,19 @@ CHOICES: list[tuple[Members, Enum, convert.Choice[Any, Any], str]] = [
     (
         model.OnGraceExpired,
         operation_pb2.StopOnGraceExpired,
-        convert.ON_GRACE_EXPIRED,
+        convert.STOP_ON_GRACE_EXPIRED,
         "STOP_ON_GRACE_EXPIRED",
     ),
+    (model.RebootMode, operation_pb2.RebootMode, convert.REBOOT_MODE, "REBOOT_MODE"),
+    (
+        model.OnGraceExpired,
+        operation_pb2.RebootOnGraceExpired,
+        convert.REBOOT_ON_GRACE_EXPIRED,
+        "REBOOT_ON_GRACE_EXPIRED",
+    ),
+    (model.AuditKind, access_pb2.AuditKind, convert.AUDIT_KIND, "AUDIT_KIND"),
+    (model.Role, access_pb2.Role, convert.ROLE, "ROLE"),
+    (model.CallerOrigin, access_pb2.CallerOrigin, convert.CALLER_ORIGIN, "CALLER_ORIGIN"),
 ]
 
 
@@ -79,9 +90,9 @@ def test_nothing_told_is_unspecified_and_other_numbers_are_nobody(
 
 
 def test_every_enum_of_the_contract_is_a_choice() -> None:
-    files = (vm_pb2, operation_pb2, transition_pb2, host_pb2)
+    files = (vm_pb2, operation_pb2, transition_pb2, host_pb2, access_pb2)
     there = {name for file in files for name in file.DESCRIPTOR.enum_types_by_name}
-    assert there == {enum.DESCRIPTOR.name for _, enum, _, _ in CHOICES}
+    assert there | {"AuditKind"} == {enum.DESCRIPTOR.name for _, enum, _, _ in CHOICES}
 
 
 @given(values.VMS)
@@ -101,6 +112,13 @@ def test_an_operation_survives(operation: model.Operation) -> None:
     encoded = convert.operation(operation).SerializeToString()
     message = operation_pb2.Operation.FromString(encoded)
     assert reading.operation(message, operation.failure) == operation
+
+
+@given(values.AUDIT_RECORDS)
+def test_an_audit_record_survives(record: model.AuditRecord) -> None:
+    encoded = convert.audit_record(record).SerializeToString()
+    message = access_pb2.AuditRecord.FromString(encoded)
+    assert reading.audit_record(message, record.failure) == record
 
 
 @given(values.TIMES)
@@ -141,13 +159,22 @@ def test_only_active_vms_use_the_host() -> None:
         values.a_vm(number=2, vcpus=4, memory_bytes=1 << 31),
         values.a_vm(number=3, vcpus=64, memory_bytes=1 << 40, active=False),
     ]
-    assert convert.capacity(vms, None) == host_pb2.Capacity(
+    starts = Starts(cast("Any", None), HostLimits(starts_at_once=0))
+    assert convert.capacity(vms, None, starts) == host_pb2.Capacity(
         active_vms=2, used_vcpus=6, used_memory_bytes=3 << 30
     )
     facts = model.HypervisorFacts(
         libvirt_version="9.0.0", hypervisor_version="QEMU 7.2.0", host_cpus=8, host_memory_bytes=9
     )
-    assert convert.capacity([], facts) == host_pb2.Capacity(host_cpus=8, host_memory_bytes=9)
+    starts.limit(HostLimits(starts_at_once=2, running_vms=3, vcpus=4, memory_bytes=5))
+    assert convert.capacity([], facts, starts) == host_pb2.Capacity(
+        host_cpus=8,
+        host_memory_bytes=9,
+        running_starts_limit=2,
+        active_vms_limit=3,
+        vcpus_limit=4,
+        memory_limit_bytes=5,
+    )
 
 
 def test_the_link_is_told_by_time_only_while_it_is_lost() -> None:

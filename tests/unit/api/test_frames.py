@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vmagent.v1.vm_agent_service_pb2 import WatchStatusResponse
 
 from vmagentd.api import convert
-from vmagentd.api.frames import KEPT, MAX_SNAPSHOT_BYTES, Frames
+from vmagentd.api.frames import KEPT, MAX_SNAPSHOT_BYTES, SPARE, Frames
 from vmagentd.model import Cursor, JournalId, Link, Revision, Transition, Vm
 
 from . import values
@@ -68,6 +68,15 @@ def test_a_record_that_was_replaced_is_encoded_anew() -> None:
     verified = values.a_vm(verify_time=values.A_TIME)
     (message,) = map(WatchStatusResponse.FromString, frames.snapshot([verified]))
     assert message.vms[0].HasField("verify_time")
+
+
+def test_of_vms_that_are_gone_nothing_is_kept() -> None:
+    frames, stays = Frames(), values.a_vm(number=0)
+    for number in range(1, 3 * SPARE):
+        vms = [stays, values.a_vm(number=number)]
+        (message,) = map(WatchStatusResponse.FromString, frames.snapshot(vms))
+        assert list(message.vms) == [convert.vm(each) for each in vms]
+    assert len(frames._vms) <= SPARE + 3 * 2
 
 
 def test_ends_and_heartbeats() -> None:

@@ -56,6 +56,15 @@ def test_a_text_that_is_not_utf8_is_named(message: type, raw: bytes, path: str |
     assert caught.value.field == (path or "operation.error.metadata[0].value")
 
 
+def test_a_long_one_is_not_searched() -> None:
+    """Field by field that would hold everybody else up, for whoever likes to send it."""
+    texts = field(1, b"") * 3000
+    with pytest.raises(MalformedRequest, match="or a text in it is not UTF-8") as caught:
+        parsed(pb.WatchStatusRequest, texts + field(1, BAD))
+    assert caught.value.facts == {"expected": "vmagent.v1.WatchStatusRequest"}
+    assert len(parsed(pb.WatchStatusRequest, texts).vms) == 3000
+
+
 @pytest.mark.parametrize(
     "raw",
     [

@@ -11,7 +11,7 @@ from vmagent.v1 import vm_agent_service_pb2 as pb
 from vmagent.v1.vm_pb2 import VM_STATE_RUNNING
 
 from vmagentd.api import requests
-from vmagentd.api.pages import Pages
+from vmagentd.api.pages import MAX_READ, STEP, Pages, page_of
 from vmagentd.errors import InvalidField
 from vmagentd.model import JournalId, Revision
 
@@ -106,3 +106,61 @@ def test_keys_of_both_lists() -> None:
     vms = pb.ListVmsRequest()
     vms.page_token = Pages(vms).token(f"{JOURNAL}web")
     assert requests.list_vms(vms).after == ("web", JOURNAL)
+
+
+# --- What is on a page ------------------------------------------------------------------------
+
+
+class Numbers:
+    """A list of as many numbers, with a record of how it was read."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.limits: list[int] = []
+
+    async def __call__(self, limit: int, after: int | None) -> range:
+        self.limits.append(limit)
+        begin = 0 if after is None else after + 1
+        return range(begin, min(begin + limit, self.count))
+
+
+async def page_with(
+    numbers: Numbers, size: int, after: int | None, every: int
+) -> tuple[tuple[int, ...], int | None]:
+    return await page_of(
+        numbers, size, after=after, passes=lambda n: n % every == 0, place=lambda n: n
+    )
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize("every", [1, 3, 999, 10_000])
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 2001])
+async def test_pages_make_the_whole_list(size: int, every: int, count: int) -> None:
+    numbers = Numbers(count)
+    page, after = await page_with(numbers, size, None, every)
+    found = [*page]
+    while after is not None:
+        page, after = await page_with(numbers, size, after, every)
+        assert len(page) <= size
+        found += page
+    assert found == [*range(0, count, every)]
+
+
+async def test_a_page_of_few_is_not_sought_for_row_by_row() -> None:
+    numbers = Numbers(5001)
+    assert await page_with(numbers, 1, 0, 5000) == ((5000,), None)
+    assert len(numbers.limits) <= 12
+
+
+async def test_whoever_sees_all_has_no_more_read_than_asked_for() -> None:
+    numbers = Numbers(5000)
+    assert await page_with(numbers, 1, None, 1) == ((0,), 0)
+    assert numbers.limits == [2]
+
+
+async def test_a_search_ends_with_the_place_it_came_to() -> None:
+    numbers = Numbers(10 * MAX_READ)
+    page, after = await page_with(numbers, 5, 0, 5 * MAX_READ)
+    assert page == ()
+    assert after is not None
+    assert sum(numbers.limits) == after < MAX_READ + STEP

@@ -116,7 +116,7 @@ def test_any_text_is_a_reference_or_refused(text: str) -> None:
 
 def test_a_bare_start_has_the_defaults_of_the_contract() -> None:
     asked = requests.start(pb.StartRequest(vm="web"))
-    assert asked == requests.Start(
+    assert asked == requests.Asked(
         vm=("web",), request_id=None, parameters=StartParameters(timeout=timedelta(seconds=120))
     )
 
@@ -134,7 +134,7 @@ def test_a_full_start() -> None:
         paused=True, discard_saved_state=True, force=True, timeout=timedelta(seconds=1.5)
     )
     asked = requests.start(request)
-    assert asked == requests.Start(vm=("web",), request_id="r", parameters=parameters)
+    assert asked == requests.Asked(vm=("web",), request_id="r", parameters=parameters)
 
 
 def test_a_bare_stop_has_the_defaults_of_the_contract() -> None:
@@ -144,7 +144,7 @@ def test_a_bare_stop_has_the_defaults_of_the_contract() -> None:
         grace_period=timedelta(seconds=60),
         on_grace_expired=OnGraceExpired.FAIL,
     )
-    assert asked == requests.Stop(vm=("web",), request_id=None, parameters=parameters)
+    assert asked == requests.Asked(vm=("web",), request_id=None, parameters=parameters)
 
 
 @pytest.mark.parametrize("mode", StopMode)
@@ -155,7 +155,7 @@ def test_a_full_stop(mode: StopMode, on_grace_expired: OnGraceExpired) -> None:
             vm="web",
             mode=convert.STOP_MODE.number(mode),
             grace_period=Duration(seconds=3600),
-            on_grace_expired=convert.ON_GRACE_EXPIRED.number(on_grace_expired),
+            on_grace_expired=convert.STOP_ON_GRACE_EXPIRED.number(on_grace_expired),
         )
     ).parameters
     assert (asked.mode, asked.on_grace_expired) == (mode, on_grace_expired)
@@ -322,6 +322,14 @@ def test_states_that_are_asked_for() -> None:
 def test_a_state_must_be_one(number: int) -> None:
     request = pb.ListVmsRequest(states=[1, number])  # type: ignore[list-item]
     refused("states[1]", lambda: requests.list_vms(request))
+
+
+def test_so_many_choices_and_no_more() -> None:
+    """Each is looked at, on the loop, and there are never so many."""
+    states = [convert.VM_STATE.number(VmState.PAUSED)] * 100
+    assert requests.list_vms(pb.ListVmsRequest(states=states)).states == {VmState.PAUSED}
+    request = pb.ListVmsRequest(states=states + states[:1])
+    assert "more than 100" in refused("states", lambda: requests.list_vms(request))
 
 
 @pytest.mark.parametrize(

@@ -18,21 +18,30 @@ from vmagent.v1.error_reason_pb2 import ErrorReason
 from vmagentd import errors
 from vmagentd.api import status
 from vmagentd.errors import StartupError, VmagentdError
-from vmagentd.model import JournalId, OperationFailure, OperationId, Revision, VmUuid
+from vmagentd.model import (
+    Caller,
+    CallerOrigin,
+    JournalId,
+    OperationFailure,
+    OperationId,
+    OperationVerb,
+    Revision,
+    Role,
+    VmUuid,
+)
 
 from .values import A_TIME, FAILURES, a_vm
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+README = Path(__file__).parents[3] / "README.md"
 PROTO = Path(__file__).parents[3] / "protos/vmagent/v1/error_reason.proto"
-
-# Reasons of methods and limits that are yet to be built.
-SENT_BY_A_LATER_PART = {"LIMIT_REACHED", "ROLE_DENIED", "CALLER_UNKNOWN"}
 
 UUID = VmUuid("00000001-0000-4000-8000-000000000000")
 OPERATION = OperationId("0a000000-0000-4000-8000-000000000000")
 VM = a_vm()
+CALLER = Caller(actor="user:alice", origin=CallerOrigin.LOCAL, peer="uid 1000, pid 7")
 
 EXAMPLES: list[VmagentdError] = [
     errors.InvalidField("resume.journal_id", "is no UUID"),
@@ -51,12 +60,18 @@ EXAMPLES: list[VmagentdError] = [
     errors.RevisionCompacted(Revision(3), Revision(9)),
     errors.JournalReplaced(JournalId(UUID), Revision(7)),
     errors.WatcherTooSlow(Revision(5)),
+    errors.CallerUnknown("nobody can tell"),
+    errors.RoleDenied(CALLER, Role.OPERATOR, vm_name="web"),
+    errors.AccessChanged(CALLER),
+    errors.LimitReached("user:alice", "calls per second", 2.5),
     errors.StartFailed(VM, 1, 10, "no such disk"),
+    errors.HostLimitReached(VM, "running VMs", allowed=4, wanted=5),
     errors.StartTimedOut(VM, timedelta(seconds=2)),
-    errors.GraceExpired(VM, timedelta(seconds=60)),
+    errors.GraceExpired(VM, OperationVerb.STOP, timedelta(seconds=60)),
     errors.ForceTimedOut(VM),
+    errors.OperationTimedOut(VM, OperationVerb.PAUSE, timedelta(seconds=2)),
     errors.CancelledByStop(UUID, OPERATION),
-    errors.OperationCancelled(UUID, OPERATION),
+    errors.OperationCancelled(UUID, OPERATION, "user:alice"),
     errors.OperationInterrupted(UUID, OPERATION),
     errors.LibvirtUnreachable("no socket", A_TIME),
     errors.OutcomeUnknown(UUID, "virDomainCreate", "no answer within 30 s"),
@@ -118,16 +133,19 @@ def test_every_row_has_an_example_here() -> None:
 def test_every_reason_of_the_contract_has_a_row() -> None:
     there = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()}  # noqa: SIM118
     sent = {row.reason for row in status.TABLE.values()}
-    assert sent.isdisjoint(SENT_BY_A_LATER_PART)
-    assert there == {"UNSPECIFIED"} | sent | SENT_BY_A_LATER_PART
+    assert there == {"UNSPECIFIED"} | sent
 
 
 def test_codes_are_those_of_the_contract() -> None:
     said = contract()
     assert len(said) == len(ErrorReason.keys()) - 1
-    assert {row.reason: row.code for row in status.TABLE.values()} == {
-        reason: code for reason, code in said.items() if reason not in SENT_BY_A_LATER_PART
-    }
+    assert {row.reason: row.code for row in status.TABLE.values()} == said
+
+
+def test_the_readme_has_a_row_for_every_reason() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| `([A-Z_]+)` \|", README.read_text(), re.MULTILINE)
+    assert {reason: grpc.StatusCode[code] for reason, code in rows} == contract()
+    assert len(rows) == len(contract())
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
@@ -169,6 +187,27 @@ def test_what_the_host_lacks_is_a_quota() -> None:
     quota = details(made)["QuotaFailure"]
     assert isinstance(quota, error_details_pb2.QuotaFailure)
     assert [each.description for each in quota.violations] == ["cannot allocate memory"]
+
+
+def test_a_limit_of_the_host_is_a_quota() -> None:
+    made = status.status_of(errors.HostLimitReached(VM, "running VMs", allowed=4, wanted=5))
+    assert details(made)["QuotaFailure"] == error_details_pb2.QuotaFailure(
+        violations=[
+            error_details_pb2.QuotaFailure.Violation(subject="host", description="4 running VMs")
+        ]
+    )
+
+
+def test_a_limit_is_a_quota_of_whoever_reached_it() -> None:
+    found = details(status.status_of(errors.LimitReached("user:alice", "calls per second", 20)))
+    assert found["QuotaFailure"] == error_details_pb2.QuotaFailure(
+        violations=[
+            error_details_pb2.QuotaFailure.Violation(
+                subject="user:alice", description="20 calls per second"
+            )
+        ]
+    )
+    assert "RetryInfo" in found
 
 
 def test_a_retry_comes_with_its_time() -> None:

@@ -85,17 +85,28 @@ FAILURES = st.builds(
     facts=st.dictionaries(st.text(), st.text()),
 )
 
-PARAMETERS = st.builds(
-    StartParameters,
-    paused=st.booleans(),
-    discard_saved_state=st.booleans(),
-    force=st.booleans(),
-    timeout=SPANS,
-) | st.builds(
-    StopParameters,
-    mode=st.sampled_from(model.StopMode),
-    grace_period=SPANS,
-    on_grace_expired=st.sampled_from(model.OnGraceExpired),
+PARAMETERS = st.one_of(
+    st.builds(
+        StartParameters,
+        paused=st.booleans(),
+        discard_saved_state=st.booleans(),
+        force=st.booleans(),
+        timeout=SPANS,
+    ),
+    st.builds(
+        StopParameters,
+        mode=st.sampled_from(model.StopMode),
+        grace_period=SPANS,
+        on_grace_expired=st.sampled_from(model.OnGraceExpired),
+    ),
+    st.builds(
+        model.RebootParameters,
+        mode=st.sampled_from(model.RebootMode),
+        grace_period=SPANS,
+        on_grace_expired=st.sampled_from(model.OnGraceExpired),
+    ),
+    st.builds(model.PauseParameters, timeout=SPANS),
+    st.builds(model.ResumeParameters, timeout=SPANS),
 )
 
 OPERATIONS = st.builds(
@@ -120,6 +131,24 @@ OPERATIONS = st.builds(
     end_time=st.none() | TIMES,
     outcome=st.none() | st.sampled_from(model.OperationOutcome),
     failure=st.none() | FAILURES,
+)
+
+AUDIT_RECORDS = st.builds(
+    model.AuditRecord,
+    sequence=INT64,
+    kind=st.sampled_from(model.AuditKind),
+    time=TIMES,
+    end_time=st.none() | TIMES,
+    actor=st.text(),
+    peer=st.text(),
+    certificate_fingerprint=st.none() | TEXTS,
+    method=st.text(),
+    vm=st.none() | UUIDS.map(VmUuid),
+    vm_name=st.text(),
+    operation=st.none() | OPERATION_IDS,
+    phase=st.none() | st.sampled_from(model.OperationPhase),
+    failure=st.none() | FAILURES,
+    count=st.integers(1, 2**31 - 1),
 )
 
 A_TIME = datetime(2026, 1, 31, 23, 59, 59, 123456, tzinfo=UTC)

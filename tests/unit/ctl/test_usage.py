@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from vmagent.ctl.app import run
-from vmagent.ctl.channel import socket_path
 from vmagent.ctl.options import parse_place, parse_state
+from vmagent.ctl.targets import Daemon, TlsFiles, parse_target
 from vmagent.v1.transition_pb2 import Cursor
 from vmagent.v1.vm_pb2 import VmState
 
@@ -18,7 +18,7 @@ from vmagent.v1.vm_pb2 import VmState
         (["--bogus", "list"], "--bogus"),
         (["-o", "xml", "list"], "--output"),
         (["list", "-o", "xml"], "--output"),
-        (["list", "--state", "asleep"], "--state: 'asleep' is not a state"),
+        (["list", "--state", "asleep"], "--state: 'asleep' is no state"),
         (["list", "more"], "more"),
         (["show"], "VM"),
         (["stop"], "VM"),
@@ -31,8 +31,22 @@ from vmagent.v1.vm_pb2 import VmState
         (["watch", "--resume-from", ""], "--resume-from"),
         (["history", "--since", "once"], "--since: 'once' is neither"),
         (["history", "--until", "once"], "--until: 'once' is neither"),
+        (["history", "--since", "0001-01-01T00:00+14:00"], "is not within the years 1 to 9999"),
+        (["history", "--until", "0"], "--until: revisions begin with 1"),
         (["history", "--limit", "-1"], "--limit"),
-        (["host", "--target", "tcp:1"], "--target: 'tcp:1' is not a socket"),
+        (["operations", "--phase", "over"], "--phase: 'over' is no phase; the phases are acc"),
+        (["operations", "--verb", "kill"], "--verb: 'kill' is no verb; the verbs are start,"),
+        (["operations", "--outcome", "bad"], "--outcome: 'bad' is no outcome"),
+        (["operations", "--since", "120"], "--since: '120' is no time"),
+        (["operations", "--until", "9999-12-31T23:59:59-12:00"], "--until: '9999-12-31T23"),
+        (["audit", "--since", "0001-01-01T00:00+14:00"], "--since: '0001-01-01T00"),
+        (["operation", "abc"], "ID: 'abc' is not an operation"),
+        (["cancel"], "ID"),
+        (["pause", "a", "--timeout", "5x"], "--timeout: '5x' is not a duration"),
+        (["reboot", "a", "b", "--request-id", "x"], "--request-id: it is of one request"),
+        (["host", "--target", "tcp:x"], "--target: 'tcp:x' names no daemon"),
+        (["host", "--target", "a:7443"], "--target: a:7443 is reached over TLS"),
+        (["host", "--target", "nobody-has-this"], "--target: 'nobody-has-this' is no target"),
         (["--target", "unix:", "host"], "--target: 'unix:' is not a socket"),
         (["--target", "unix:/" + "x" * 107, "host"], "107 bytes"),
         (["show", "not-utf8-\udcff"], "is not UTF-8"),
@@ -74,7 +88,7 @@ def test_help_and_version_need_no_daemon(capsys: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_a_target_names_a_socket(target: str, path: str) -> None:
-    assert socket_path(target) == Path(path)
+    assert parse_target(target, TlsFiles(), {}) == Daemon(Path(path))
 
 
 def test_a_state_is_written_as_people_like() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -9,14 +10,23 @@ from hypothesis import strategies as st
 from vmagent.ctl.words import (
     age,
     initiator_words,
+    outcome_word,
+    phase_word,
     plain,
     reason_words,
     size,
     source_word,
     span,
     state_word,
+    verb_word,
 )
+from vmagent.v1.operation_pb2 import OperationOutcome, OperationPhase, OperationVerb
 from vmagent.v1.vm_pb2 import Initiator, InitiatorKind, Source, VmReason, VmState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from google.protobuf.descriptor import EnumDescriptor
 
 
 @given(st.text())
@@ -54,6 +64,23 @@ def test_what_it_would_obey_is_shown(name: str, shown: str) -> None:
 )
 def test_a_value_is_its_word_and_a_newer_one_its_number(word: str, expected: str) -> None:
     assert word == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "enum"),
+    [
+        (state_word, VmState.DESCRIPTOR),
+        (reason_words, VmReason.DESCRIPTOR),
+        (source_word, Source.DESCRIPTOR),
+        (phase_word, OperationPhase.DESCRIPTOR),
+        (verb_word, OperationVerb.DESCRIPTOR),
+        (outcome_word, OperationOutcome.DESCRIPTOR),
+    ],
+)
+def test_every_value_has_its_word(word: Callable[[int], str], enum: EnumDescriptor) -> None:
+    words = [word(number) for number in enum.values_by_number if number]
+    assert len(words) == len(set(words))
+    assert not any(each.isdigit() for each in words)
 
 
 @pytest.mark.parametrize(

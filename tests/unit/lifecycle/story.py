@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from vmagentd.journal.fold import Fold
-from vmagentd.lifecycle.steps import end, step
+from vmagentd.lifecycle.steps import end, is_forced, step
 from vmagentd.model import (
     Event,
     EventKind,
@@ -23,9 +23,14 @@ from vmagentd.model import (
     OperationOutcome,
     OperationPhase,
     OperationStep,
+    Parameters,
+    PauseParameters,
     Query,
     RawPair,
     Reason,
+    RebootMode,
+    RebootParameters,
+    ResumeParameters,
     Revision,
     Sighting,
     Source,
@@ -42,7 +47,7 @@ from vmagentd.model import (
 from vmagentd.model.operation import OnGraceExpired
 
 if TYPE_CHECKING:
-    from vmagentd.journal.fold import Batch, Fact
+    from vmagentd.journal.batch import Batch, Fact
 
 VM = VmUuid("11111111-2222-4333-8444-555555555555")
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -53,6 +58,12 @@ STOP = StopParameters(
     mode=StopMode.GRACEFUL, grace_period=60 * SECOND, on_grace_expired=OnGraceExpired.FAIL
 )
 FORCED_STOP = replace(STOP, mode=StopMode.FORCE)
+REBOOT = RebootParameters(
+    mode=RebootMode.GRACEFUL, grace_period=60 * SECOND, on_grace_expired=OnGraceExpired.FAIL
+)
+FORCED_REBOOT = replace(REBOOT, mode=RebootMode.FORCE)
+PAUSE = PauseParameters(timeout=60 * SECOND)
+RESUME = ResumeParameters(timeout=60 * SECOND)
 
 OFF = frozenset({VmState.STOPPED, VmState.SAVED, VmState.MIGRATED_AWAY, VmState.GONE})
 
@@ -67,6 +78,7 @@ class Story:
         self.transitions: list[Transition] = []
         self.doubts: set[VmUuid] = set()
         self.events = 0
+        self.queries = 0
         self.link = 1
         self._vms = {vm.uuid: vm for vm in vms}
         self._fold = Fold(
@@ -144,22 +156,41 @@ class Story:
         persistent: bool = True,
         name: str = "a",
         since_event: int | None = None,
+        number: int | None = None,
         source: Source = Source.SURVEY,
     ) -> list[Transition]:
-        """Tell what a look-up found; it began after the event numbered *since_event*."""
+        """Tell what a look-up found.
+
+        It began after the event numbered *since_event*, and is the one of that *number*, if it is
+        not the last one of all.
+        """
         seen = self.sighting(
             state, reason, run_id, active=active, persistent=persistent, name=name
         )
-        return self.ask(seen, since_event=since_event, source=source)
+        return self.ask(seen, since_event=since_event, number=number, source=source)
 
     def miss(
-        self, *, since_event: int | None = None, source: Source = Source.SURVEY
+        self,
+        *,
+        since_event: int | None = None,
+        number: int | None = None,
+        source: Source = Source.SURVEY,
     ) -> list[Transition]:
         """Tell that a look-up found nothing."""
-        return self.ask(None, since_event=since_event, source=source)
+        return self.ask(None, since_event=since_event, number=number, source=source)
+
+    def begin_query(self) -> int:
+        """Begin a query that comes back later; return its number."""
+        self.queries += 1
+        return self.queries
 
     def ask(
-        self, seen: Sighting | None, *, since_event: int | None, source: Source
+        self,
+        seen: Sighting | None,
+        *,
+        since_event: int | None = None,
+        number: int | None = None,
+        source: Source = Source.SURVEY,
     ) -> list[Transition]:
         self.now += SECOND
         after_event = self.events if since_event is None else since_event
@@ -167,6 +198,7 @@ class Story:
             Query(
                 vm=self.uuid,
                 sighting=seen,
+                number=self.begin_query() if number is None else number,
                 after_event=after_event,
                 begin_time=self.now,
                 source=source,
@@ -174,16 +206,23 @@ class Story:
         )
 
     def survey(
-        self, *sightings: Sighting, unreadable: tuple[VmUuid, ...] = (), link: int | None = None
+        self,
+        *sightings: Sighting,
+        unreadable: tuple[VmUuid, ...] = (),
+        link: int | None = None,
+        number: int | None = None,
+        monitored: bool = False,
     ) -> list[Transition]:
         self.now += SECOND
         return self._tell(
             Survey(
                 sightings=sightings,
                 unreadable=unreadable,
+                number=self.begin_query() if number is None else number,
                 after_event=self.events,
                 begin_time=self.now,
                 link=self.link if link is None else link,
+                monitored=monitored,
             )
         )
 
@@ -192,9 +231,7 @@ class Story:
         self._tell(LinkLost(time=self.now, cause="it ended", link=self.link))
         self.link += 1
 
-    def accept(
-        self, parameters: StartParameters | StopParameters, *, number: int = 1
-    ) -> Operation:
+    def accept(self, parameters: Parameters, *, number: int = 1) -> Operation:
         self.now += SECOND
         operation = Operation(
             id=OperationId(f"op-{number}"),
@@ -211,6 +248,19 @@ class Story:
         self._tell(operation)
         return operation
 
+    def begin(self, parameters: Parameters) -> Operation:
+        """Accept an operation, and let it come to where libvirt is asked."""
+        match parameters:
+            case StartParameters():
+                phase = OperationPhase.STARTING
+            case PauseParameters() | ResumeParameters():
+                phase = OperationPhase.APPLYING
+            case _ if is_forced(parameters):
+                phase = OperationPhase.FORCING
+            case _:
+                phase = OperationPhase.SIGNALLED
+        return self.take_step(self.accept(parameters), phase)
+
     def take_step(self, operation: Operation, phase: OperationPhase) -> Operation:
         self.now += SECOND
         operation = step(operation, phase, time=self.now)
@@ -225,7 +275,9 @@ class Story:
             done = OperationOutcome.DONE
             ended = end(operation, OperationPhase.SUCCEEDED, time=self.now, outcome=done)
         else:
-            ended = end(operation, OperationPhase.FAILED, time=self.now, failure=failure)
+            cancelled = failure.error == "OperationCancelled"
+            phase = OperationPhase.CANCELLED if cancelled else OperationPhase.FAILED
+            ended = end(operation, phase, time=self.now, failure=failure)
         return self._tell(ended)
 
     def _tell(self, fact: Fact) -> list[Transition]:

@@ -26,10 +26,10 @@ from vmagentd.model import (
     Operation,
     OperationFailure,
     OperationPhase,
+    Parameters,
     Reason,
     Source,
     StartParameters,
-    StopParameters,
     Transition,
     TransitionKind,
     Vm,
@@ -165,6 +165,14 @@ class Machine(RuleBasedStateMachine):
         assert not self.story.ask(seen, since_event=since, source=source)
         assert self.story.uuid in self.story.doubts
 
+    @rule(pair=st.none() | SIGHTINGS)
+    def answer_in_the_wrong_order(self, pair: tuple[VmState, Reason] | None) -> None:
+        """A query that began before the last one that was believed."""
+        first = self.story.begin_query()
+        self.story.see("RUNNING", "BOOTED", 1)
+        assert not self.story.ask(self.story.sighting(*pair, 1) if pair else None, number=first)
+        assert self.story.uuid in self.story.doubts
+
     @rule()
     def lose_link(self) -> None:
         revision = self.story.head
@@ -173,7 +181,7 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.story.known and self.under_way is None)
     @rule(parameters=st.sampled_from([START, STOP, FORCED_STOP]))
-    def accept(self, parameters: StartParameters | StopParameters) -> None:
+    def accept(self, parameters: Parameters) -> None:
         self.under_way = self.story.accept(parameters, number=len(self.operations))
         self.operations.append(self.under_way)
 
@@ -247,14 +255,15 @@ def test_a_restart_in_between_changes_no_state(
     facts: list[tuple[EventKind, int | None]], cut: int
 ) -> None:
     """What the next daemon makes of the rest follows from what the journal holds."""
-    whole = Story()
-    for kind, run_id in facts:
-        whole.hear(kind, run_id)
-    first = Story()
+    whole, first = Story(), Story()
     for kind, run_id in facts[:cut]:
+        whole.hear(kind, run_id)
         first.hear(kind, run_id)
+    whole.lose_link()  # as a daemon does that ends: numbers of processes may begin anew after it
     second = Story((first.vm,) if first.known else ())
-    second.now = first.now
+    second.now = whole.now
+    for kind, run_id in facts[cut:]:
+        whole.hear(kind, run_id)
     for kind, run_id in facts[cut:]:
         second.hear(kind, run_id)
     assert whole.known == (first.known or second.known)

@@ -10,13 +10,26 @@ from datetime import timedelta
 
 import pytest
 
-from tests.unit.lifecycle.story import FORCED_STOP, START, STOP, Story, told
+from tests.unit.lifecycle.story import (
+    FORCED_REBOOT,
+    FORCED_STOP,
+    PAUSE,
+    REBOOT,
+    RESUME,
+    START,
+    STOP,
+    Story,
+    told,
+)
 from vmagentd.lifecycle.events import REBOOT_ECHO
 from vmagentd.model import (
     EventKind,
     Initiator,
     InitiatorKind,
+    OperationFailure,
     OperationPhase,
+    Parameters,
+    Source,
     StopParameters,
     TransitionKind,
     VmState,
@@ -211,6 +224,14 @@ def test_sequence(events: list[str], expected: list[str]) -> None:
     assert told(story.transitions) == UP_TOLD + expected
 
 
+def test_a_pause_that_is_told_after_the_panic_that_followed_it() -> None:
+    story = up()
+    story.hear("CRASHED_PANICKED", 1)
+    assert not story.hear("SUSPENDED_PAUSED", 1)
+    assert (story.vm.state, story.vm.active) == (VmState.CRASHED, True)
+    assert story.doubts
+
+
 def test_a_transient_vm_is_born_running_and_ends_gone() -> None:
     story = Story()
     play(story, ["RESUMED_UNPAUSED@1", "STARTED_BOOTED@1", "SHUTDOWN_HOST@1", "STOPPED_DESTROYED"])
@@ -224,6 +245,26 @@ def test_a_transient_vm_is_born_running_and_ends_gone() -> None:
     ]
     assert story.transitions[0].previous_state is None
     assert story.transitions[-1].earliest_time is None  # it was expected, so it is not late
+
+
+def test_a_save_that_broke_off_unheard_may_have_left_its_image() -> None:
+    story = up()
+    story.lose_link()
+    story.see("RUNNING", "SAVE_CANCELED", 1)
+    story.hear("STOPPED_DESTROYED")
+    assert story.doubts
+    story.see("SAVED", "SAVED")
+    assert told(story.transitions[-2:]) == ["STOPPED/FORCED off #1", "SAVED/SAVED off #1"]
+
+
+def test_the_end_of_a_process_that_was_heard_from_its_start_on_leaves_no_doubt() -> None:
+    story = Story()
+    story.survey(story.sighting("STOPPED", "DEFINED"), monitored=True)
+    play(story, UP)
+    story.see("RUNNING", "BOOTED", 1)
+    story.hear("STOPPED_DESTROYED")
+    assert told(story.transitions[-1:]) == ["STOPPED/FORCED off #1"]
+    assert not story.doubts
 
 
 def test_an_incoming_migration_starts_a_vm_that_nobody_knew() -> None:
@@ -255,6 +296,29 @@ def test_an_undefined_vm_is_gone_only_when_a_look_up_says_so() -> None:
     assert told(story.transitions[-1:]) == ["STOPPED/DEFINED off #1"]  # it counts on
 
 
+@pytest.mark.parametrize(
+    ("parameters", "event"),
+    [
+        (PAUSE, "SUSPENDED_PAUSED"),
+        (RESUME, "RESUMED_UNPAUSED"),
+        (RESUME, "STARTED_WAKEUP"),
+    ],
+)
+def test_a_pause_or_resume_by_an_operation_is_the_clients(
+    parameters: Parameters, event: str
+) -> None:
+    story = up()
+    if parameters is RESUME:
+        story.hear("PMSUSPENDED_MEMORY" if "WAKEUP" in event else "SUSPENDED_PAUSED", 1)
+        assert story.vm.initiator.kind is not InitiatorKind.CLIENT
+    operation = story.begin(parameters)
+    story.hear(event, 1)
+    assert (story.vm.initiator.actor, story.vm.initiator.operation_id) == (
+        "tester",
+        operation.id,
+    )
+
+
 class TestReboot:
     def test_the_two_or_three_events_of_one_reboot_are_one(self) -> None:
         story = up()
@@ -274,6 +338,40 @@ class TestReboot:
         story.hear("SUSPENDED_PAUSED", 1)
         story.hear("REBOOT", 1)
         assert told(story.transitions[3:]) == ["REBOOT: PAUSED/PAUSED_BY_USER on #1"]
+
+    @pytest.mark.parametrize(
+        "events",
+        [
+            ["REBOOT"],  # nothing else is heard
+            ["POWER_BUTTON", "GUEST_FINISHED", "RESET_BY_HOST", "REBOOT", "REBOOT"],
+            ["RESET_BY_GUEST", "REBOOT", "REBOOT"],  # through the agent
+        ],
+    )
+    def test_one_by_an_operation_is_the_clients(self, events: list[str]) -> None:
+        story = up()
+        operation = story.begin(REBOOT)
+        for event in events:
+            story.hear(event, 1, after=ECHO)
+        assert told(story.transitions[3:]) == ["REBOOT: RUNNING/REBOOTED on #1"]
+        assert story.vm.initiator.operation_id == operation.id
+
+    def test_one_that_was_asked_for_is_no_echo(self) -> None:
+        story = up()
+        story.hear("RESET_BY_GUEST", 1)
+        story.hear("REBOOT", 1)
+        operation = story.begin(FORCED_REBOOT)
+        story.now = story.vm.state_time
+        for _ in range(3):
+            story.hear("REBOOT", 1, after=ECHO)
+        assert story.vm.initiator.operation_id == operation.id
+        reboots = [t for t in story.transitions if t.kind is TransitionKind.REBOOT]
+        assert len(reboots) == 2
+
+    def test_a_guest_that_goes_off_instead_obeyed_the_client(self) -> None:
+        story = up()
+        operation = story.begin(REBOOT)
+        story.hear("SHUTDOWN_GUEST", 1)
+        assert story.vm.initiator.operation_id == operation.id
 
     def test_of_a_vm_that_is_off_it_is_a_riddle(self) -> None:
         story = up()
@@ -299,7 +397,7 @@ def test_an_operation_explains_what_it_can_cause_and_no_more(
     parameters: StopParameters, events: list[str], by_client: list[bool]
 ) -> None:
     story = up()
-    operation = story.accept(parameters)
+    operation = story.begin(parameters)
     before = len(story.transitions)
     play(story, events)
     initiators = [t.vm.initiator for t in story.transitions[before:]]
@@ -322,7 +420,7 @@ def test_a_graceful_stop_that_came_to_force_explains_the_force() -> None:
 def test_a_start_is_its_clients() -> None:
     story = up()
     story.hear("STOPPED_DESTROYED")
-    operation = story.accept(START)
+    operation = story.begin(START)
     story.hear("RESUMED_UNPAUSED", 2)
     assert story.vm.initiator == Initiator(
         kind=InitiatorKind.CLIENT, actor="tester", operation_id=operation.id
@@ -330,6 +428,152 @@ def test_a_start_is_its_clients() -> None:
     story.finish(operation)
     story.hear("STOPPED_FAILED", 2)
     assert story.vm.initiator.kind is not InitiatorKind.CLIENT
+
+
+@pytest.mark.parametrize(
+    ("parameters", "event"),
+    [(STOP, "SHUTDOWN_GUEST"), (FORCED_STOP, "STOPPED_DESTROYED"), (PAUSE, "SUSPENDED_PAUSED")],
+)
+def test_what_comes_before_libvirt_is_asked_is_not_the_clients(
+    parameters: Parameters, event: str
+) -> None:
+    story = up()
+    story.accept(parameters)
+    story.hear(event, 1)
+    assert story.vm.initiator.kind is not InitiatorKind.CLIENT
+
+
+def test_a_start_that_somebody_else_began_is_not_the_clients() -> None:
+    story = up()
+    story.hear("STOPPED_DESTROYED")
+    story.see("STARTING", "STARTING_UP", 2)
+    operation = story.begin(START)
+    story.hear("RESUMED_UNPAUSED", 2)
+    assert story.vm.initiator == Initiator(kind=InitiatorKind.OUT_OF_BAND)
+    story.finish(operation)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "event"),
+    [(START, "STARTED_BOOTED"), (FORCED_STOP, "STOPPED_DESTROYED"), (PAUSE, "SUSPENDED_PAUSED")],
+)
+class TestGivenUp:
+    """libvirt may still do what nobody waits for any more; so may anybody else meanwhile."""
+
+    def given_up(self, parameters: Parameters, error: str) -> Story:
+        story = up()
+        if parameters is START:
+            story.hear("STOPPED_DESTROYED", 1)
+        operation = story.begin(parameters)
+        story.finish(operation, failure=OperationFailure(error=error, message=""))
+        return story
+
+    @pytest.mark.parametrize(
+        "error", ["OperationCancelled", "OutcomeUnknown", "OperationInterrupted"]
+    )
+    def test_nobody_knows_who_did_it(self, parameters: Parameters, event: str, error: str) -> None:
+        story = self.given_up(parameters, error)
+        story.lose_link()
+        story.survey()
+        story.hear(event, 2 if parameters is START else 1)
+        assert story.vm.initiator.kind is InitiatorKind.UNKNOWN
+
+    def test_a_query_that_finds_it_does_not_know_either(
+        self, parameters: Parameters, event: str
+    ) -> None:
+        story = self.given_up(parameters, "OperationCancelled")
+        state, reason, run = {
+            START: ("STARTING", "STARTING_UP", 2),
+            FORCED_STOP: ("STOPPED", "FORCED", None),
+            PAUSE: ("PAUSED", "PAUSED_BY_USER", 1),
+        }[parameters]
+        story.see(state, reason, run)
+        assert story.vm.initiator.kind is InitiatorKind.UNKNOWN
+        story.hear(event, run or 1)
+        assert story.vm.initiator.kind is InitiatorKind.UNKNOWN
+
+    @pytest.mark.parametrize("error", ["LibvirtRefused", "VmInState"])
+    def test_what_libvirt_refused_does_not_come(
+        self, parameters: Parameters, event: str, error: str
+    ) -> None:
+        story = self.given_up(parameters, error)
+        story.hear(event, 2 if parameters is START else 1)
+        assert story.vm.initiator.kind is InitiatorKind.OUT_OF_BAND
+
+    def test_it_comes_once(self, parameters: Parameters, event: str) -> None:
+        story = self.given_up(parameters, "OperationCancelled")
+        run = 2 if parameters is START else 1
+        story.hear(event, run)
+        story.hear("STOPPED_DESTROYED" if parameters is START else "RESUMED_UNPAUSED", run)
+        story.hear("STARTED_BOOTED", 3)
+        story.hear(event, 3)
+        assert story.vm.initiator.kind is InitiatorKind.OUT_OF_BAND
+
+    def test_it_comes_soon_or_not_at_all(self, parameters: Parameters, event: str) -> None:
+        story = self.given_up(parameters, "OperationCancelled")
+        story.hear(event, 2 if parameters is START else 1, after=timedelta(minutes=11))
+        assert story.vm.initiator.kind is InitiatorKind.OUT_OF_BAND
+
+
+class TestSeveralGivenUp:
+    """Each of them may come yet, whatever was given up after it."""
+
+    def give_up(self, story: Story, parameters: Parameters, error: str) -> None:
+        operation = story.begin(parameters)
+        story.finish(operation, failure=OperationFailure(error=error, message=""))
+
+    def test_one_that_never_asked_libvirt_changes_nothing(self) -> None:
+        story = up()
+        self.give_up(story, FORCED_STOP, "ForceTimedOut")
+        pause = story.accept(PAUSE)
+        cancelled = OperationFailure(error="OperationCancelled", message="")
+        story.finish(pause, failure=cancelled)
+        story.hear("STOPPED_DESTROYED", 1)
+        assert story.vm.initiator.kind is InitiatorKind.UNKNOWN
+
+    def test_a_start_and_the_stop_that_ended_it(self) -> None:
+        story = up()
+        story.hear("STOPPED_DESTROYED", 1)
+        self.give_up(story, START, "OperationCancelled")
+        self.give_up(story, FORCED_STOP, "OutcomeUnknown")
+        story.hear("STARTED_BOOTED", 2)
+        assert story.vm.initiator.kind is InitiatorKind.UNKNOWN
+        story.hear("STOPPED_DESTROYED", 2)
+        assert story.vm.initiator.kind is InitiatorKind.UNKNOWN
+
+    def test_each_comes_once(self) -> None:
+        story = up()
+        self.give_up(story, FORCED_STOP, "ForceTimedOut")
+        self.give_up(story, PAUSE, "OperationCancelled")
+        for event in ("SUSPENDED_PAUSED", "STOPPED_DESTROYED"):
+            story.hear(event, 1)
+            assert story.vm.initiator.kind is InitiatorKind.UNKNOWN
+        story.hear("RESUMED_UNPAUSED", 2)
+        for event in ("SUSPENDED_PAUSED", "STOPPED_DESTROYED"):
+            story.hear(event, 2)
+            assert story.vm.initiator.kind is InitiatorKind.OUT_OF_BAND
+
+    def test_the_last_one_counts_for_all_of_its_kind(self) -> None:
+        story = up()
+        for _ in range(20):
+            self.give_up(story, PAUSE, "OperationCancelled")
+            self.give_up(story, STOP, "OperationCancelled")
+            self.give_up(story, FORCED_STOP, "ForceTimedOut")
+        assert len(story._fold._contexts[story.uuid].given_up) == 2
+        story.hear("SUSPENDED_PAUSED", 1)
+        assert story.vm.initiator.kind is InitiatorKind.UNKNOWN
+
+
+def test_a_start_that_its_client_gave_up_is_his_all_the_same() -> None:
+    story = up()
+    story.hear("STOPPED_DESTROYED")
+    operation = story.begin(START)
+    story.see("STARTING", "STARTING_UP", 2, source=Source.OPERATION)
+    story.finish(operation, failure=OperationFailure(error="OperationCancelled", message=""))
+    story.lose_link()
+    story.see("RUNNING", "BOOTED", 2)
+    assert (story.vm.state, story.vm.incarnation) == (VmState.RUNNING, 2)
+    assert story.vm.initiator.operation_id == operation.id
 
 
 @pytest.mark.parametrize(
@@ -352,7 +596,7 @@ def test_without_an_operation_the_reason_points_at_somebody(
 
 def test_the_end_of_a_shutdown_has_the_initiator_of_its_beginning() -> None:
     story = up()
-    operation = story.accept(STOP)
+    operation = story.begin(STOP)
     story.hear("SHUTDOWN_GUEST", 1)
     story.finish(operation)
     story.hear("STOPPED_SHUTDOWN", 1)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.unit.lifecycle.story import FORCED_STOP, SECOND, START, STOP, Story, told
-from vmagentd.model import InitiatorKind, Source, TransitionKind, VmState, VmUuid
+from vmagentd.model import (
+    InitiatorKind,
+    OperationFailure,
+    Source,
+    Survey,
+    TransitionKind,
+    VmState,
+    VmUuid,
+)
 
 OTHER = VmUuid("99999999-2222-4333-8444-555555555555")
 
@@ -65,6 +75,50 @@ class TestForgotten:
         assert told(story.see("STOPPED", "FORCED")) == ["STOPPED/FORCED off #0"]
 
 
+class TestFasterThanItsEvents:
+    """A query's answer can be there before the events of what it saw: they are old then."""
+
+    @pytest.mark.parametrize(
+        ("state", "reason", "events", "end"),
+        [
+            (
+                "CRASHED",
+                "PROCESS_DIED",
+                ["SUSPENDED_PAUSED@1", "CRASHED_PANICKED@1", "STOPPED_CRASHED"],
+                ["CRASHED/GUEST_PANIC off #1 crashes=1"],
+            ),
+            ("SAVED", "SAVED", ["SUSPENDED_PAUSED@1", "STOPPED_SAVED"], []),
+            ("STOPPED", "FORCED", ["RESUMED_UNPAUSED@1", "STOPPED_DESTROYED"], []),
+            ("STOPPED", "CLEAN_SHUTDOWN", ["SHUTDOWN_GUEST@1", "STOPPED_SHUTDOWN@1"], []),
+        ],
+    )
+    def test_they_raise_nobody_from_the_dead(
+        self, state: str, reason: str, events: list[str], end: list[str]
+    ) -> None:
+        story = running()
+        story.see(state, reason)
+        seen = len(story.transitions)
+        for event in events:
+            kind, _, run_id = event.partition("@")
+            story.hear(kind, int(run_id) if run_id else None)
+        assert told(story.transitions[seen:]) == end
+        assert not story.vm.active
+
+    def test_they_do_not_end_the_next_process(self) -> None:
+        story = running()
+        story.see("RUNNING", "BOOTED", 2)
+        assert not story.hear("SUSPENDED_PAUSED", 1)
+        assert story.doubts == {story.uuid}
+        assert told(story.hear("SUSPENDED_PAUSED", 2)) == ["PAUSED/PAUSED_BY_USER on #2"]
+
+    def test_after_a_break_of_the_link_numbers_begin_anew(self) -> None:
+        story = running()
+        story.hear("STOPPED_FAILED", 1)
+        story.lose_link()
+        story.survey(story.sighting("CRASHED", "PROCESS_DIED"))
+        assert told(story.hear("RESUMED_UNPAUSED", 1)) == ["RUNNING/BOOTED on #2 crashes=1"]
+
+
 class TestLeftAlone:
     """What a query says of a thing in other words is no contradiction."""
 
@@ -76,6 +130,13 @@ class TestLeftAlone:
             (["REBOOT@1"], "RUNNING", "BOOTED", 1),
             (["CRASHED_PANICKED@1", "REBOOT@1"], "RUNNING", "RESTARTED_AFTER_PANIC", 1),
             (["SUSPENDED_MIGRATED@1"], "PAUSED", "PAUSED_BY_USER", 1),
+            # saved while it was paused, and restored: libvirt's reason is that of its coming
+            (
+                ["STOPPED_SAVED", "STARTED_RESTORED@2", "SUSPENDED_PAUSED@2"],
+                "PAUSED",
+                "MIGRATING",
+                2,
+            ),
             (["SHUTDOWN_HOST@1"], "STOPPING", "UNKNOWN", 1),
             (["SHUTDOWN_HOST@1", "STOPPED_SHUTDOWN@1"], "STOPPED", "CLEAN_SHUTDOWN", None),
             (["CRASHED_PANICKED@1", "STOPPED_CRASHED"], "CRASHED", "PROCESS_DIED", None),
@@ -96,6 +157,11 @@ class TestLeftAlone:
     def test_a_pause_may_have_a_deeper_reason(self) -> None:
         story = told_by("RESUMED_UNPAUSED@1", "SUSPENDED_PAUSED@1")
         assert told(story.see("PAUSED", "SNAPSHOTTING", 1)) == ["PAUSED/SNAPSHOTTING on #1"]
+
+    def test_a_pause_that_a_query_found_may_have_been_for_a_job_that_is_over(self) -> None:
+        story = told_by("RESUMED_UNPAUSED@1")
+        story.see("PAUSED", "MIGRATING", 1)
+        assert told(story.see("PAUSED", "PAUSED_BY_USER", 1)) == ["PAUSED/PAUSED_BY_USER on #1"]
 
     def test_an_end_that_a_query_found_is_not_told_again_by_its_events(self) -> None:
         story = running()
@@ -187,7 +253,7 @@ class TestNews:
 
     def test_what_an_operation_found_of_its_own_doing_is_not_late(self) -> None:
         story = running()
-        operation = story.accept(FORCED_STOP)
+        operation = story.begin(FORCED_STOP)
         (off,) = story.see("STOPPED", "FORCED", source=Source.OPERATION)
         assert (off.source, off.earliest_time) == (Source.OPERATION, None)
         assert off.vm.initiator.operation_id == operation.id
@@ -217,6 +283,80 @@ class TestYoungerEvents:
         story.hear("RESUMED_UNPAUSED", 2, name="other")
         story.uuid = running().uuid
         assert told(story.see("PAUSED", "PAUSED_BY_USER", 1, since_event=began))
+
+
+class TestYoungerQueries:
+    def test_one_that_began_before_another_changes_nothing_and_is_asked_again(self) -> None:
+        story = told_by("STOPPED_DESTROYED")
+        survey = story.begin_query()
+        start = story.begin(START)
+        story.see("STOPPED", "START_FAILED", source=Source.OPERATION)
+        facts = {"libvirt_code": "1", "libvirt_message": "no such disk"}
+        story.finish(start, failure=OperationFailure(error="StartFailed", message="", facts=facts))
+        before = story.vm
+        starting = story.sighting("STARTING", "STARTING_UP", 2)
+        assert not story.survey(starting, number=survey)
+        assert story.vm == before
+        assert before.last_start_error is not None
+        assert story.doubts == {story.uuid}
+        assert not story.see("STOPPED", "START_FAILED")
+        assert not story.doubts
+
+    def test_nor_does_it_make_a_vm_gone_or_bring_it_back(self) -> None:
+        story = Story()
+        first, second = story.begin_query(), story.begin_query()
+        story.see("STOPPED", "UNKNOWN")
+        assert not story.survey(number=second)
+        story.miss()
+        assert not story.see("STOPPED", "UNKNOWN", number=first)
+        assert story.vm.state is VmState.GONE
+
+    def test_nor_if_they_are_committed_together(self) -> None:
+        story = running()
+        sightings = (story.sighting("PAUSED", "PAUSED_BY_USER", 1),)
+        second = Survey(
+            sightings=sightings, number=2, after_event=story.events, begin_time=story.now, link=1
+        )
+        first = replace(second, sightings=(), number=1)
+        batch = story._fold.apply([second, first])
+        assert told(batch.transitions) == ["PAUSED/PAUSED_BY_USER on #1"]
+        assert batch.doubts == {story.uuid}
+
+    def test_one_of_another_vm_does_not_matter(self) -> None:
+        story = running()
+        first = story.begin_query()
+        story.uuid = OTHER
+        story.see("RUNNING", "BOOTED", 2, name="other")
+        story.uuid = running().uuid
+        assert told(story.see("PAUSED", "PAUSED_BY_USER", 1, number=first))
+
+    def test_one_that_an_event_outdated_outdates_none(self) -> None:
+        story = running()
+        first, second, began = story.begin_query(), story.begin_query(), story.events
+        story.hear("RESUMED_UNPAUSED", 1)
+        assert not story.see("RUNNING", "BOOTED", 1, number=second, since_event=began)
+        assert told(story.see("PAUSED", "PAUSED_BY_USER", 1, number=first))
+
+    def test_nor_does_one_that_is_not_believed(self) -> None:
+        """Else a Start that does not find its VM would not be believed either."""
+        story = told_by("STOPPED_DESTROYED")
+        story.accept(START)
+        first, before = story.begin_query(), story.vm
+        assert not story.miss()
+        assert story.vm == before  # verify_time too
+        assert told(story.miss(number=first, source=Source.OPERATION)) == ["GONE/MISSING off #0"]
+
+    def test_a_survey_that_finds_nothing_new_copies_nothing(self) -> None:
+        """It is of every VM of the host, and the writer does nothing else meanwhile."""
+        story = running()
+        sightings = (story.sighting("RUNNING", "BOOTED", 1),)
+        number, time = story.begin_query(), story.now + SECOND
+        survey = Survey(
+            sightings=sightings, number=number, after_event=story.events, begin_time=time, link=1
+        )
+        batch = story._fold.apply([survey])
+        assert batch.vms[story.uuid].verify_time == time
+        assert not batch.contexts
 
 
 class TestAbsence:

@@ -23,6 +23,8 @@ GOING_ON = [phase for phase in OperationPhase if not phase.final]
 # a way to each phase
 WAYS = {
     OperationPhase.ACCEPTED: [],
+    OperationPhase.QUEUED: [OperationPhase.QUEUED],
+    OperationPhase.APPLYING: [OperationPhase.APPLYING],
     OperationPhase.STARTING: [OperationPhase.STARTING],
     OperationPhase.SIGNALLED: [OperationPhase.SIGNALLED],
     OperationPhase.WAITING: [OperationPhase.WAITING],

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.lifecycle.story import FORCED_STOP, OFF, START, STOP, Story
+from tests.unit.lifecycle.story import (
+    FORCED_REBOOT,
+    FORCED_STOP,
+    OFF,
+    PAUSE,
+    REBOOT,
+    RESUME,
+    START,
+    STOP,
+    Story,
+)
 from vmagentd.lifecycle.events import EVENTS, STANDINGS, Standing
 from vmagentd.lifecycle.moves import INITIATORS
-from vmagentd.lifecycle.steps import MEETINGS, STEPS, Meeting, meeting
+from vmagentd.lifecycle.steps import MEETINGS, STEPS, Kind, kind, meeting
 from vmagentd.model import (
     EventKind,
     InitiatorKind,
     OperationPhase,
+    Parameters,
     Reason,
-    StartParameters,
-    StopParameters,
     VmState,
 )
 
@@ -83,31 +92,28 @@ def test_an_unknown_event_is_recorded_with_its_numbers_and_asked_about(standing:
 
 
 def test_what_happens_of_two_operations_is_laid_down_for_every_pair() -> None:
-    kinds = {first for first, _ in MEETINGS}
-    assert set(MEETINGS) == {(first, second) for first in kinds for second in kinds}
+    assert set(MEETINGS) == set(Kind)
+    assert all(set(row) == set(Kind) for row in MEETINGS.values())
 
 
-@pytest.mark.parametrize(
-    ("under_way", "asked", "expected"),
-    [
-        (START, START, Meeting.JOIN),
-        (START, STOP, Meeting.CANCEL),
-        (START, FORCED_STOP, Meeting.CANCEL),
-        (STOP, START, Meeting.REFUSE),
-        (STOP, STOP, Meeting.JOIN),
-        (STOP, FORCED_STOP, Meeting.ESCALATE),
-        (FORCED_STOP, START, Meeting.REFUSE),
-        (FORCED_STOP, STOP, Meeting.JOIN),
-        (FORCED_STOP, FORCED_STOP, Meeting.JOIN),
-    ],
-)
-def test_meetings(
-    under_way: StartParameters | StopParameters,
-    asked: StartParameters | StopParameters,
-    expected: Meeting,
-) -> None:
-    story = story_at(Standing.UP)
-    assert meeting(story.accept(under_way), asked) is expected
+KINDS = (START, STOP, FORCED_STOP, REBOOT, FORCED_REBOOT, PAUSE, RESUME)
+# Under way, then what is asked for, in the order of KINDS.
+MET = {
+    Kind.START: "join cancel cancel refuse refuse refuse refuse",
+    Kind.STOP: "refuse join escalate refuse refuse refuse refuse",
+    Kind.FORCED_STOP: "refuse join join refuse refuse refuse refuse",
+    Kind.REBOOT: "refuse cancel cancel join escalate refuse refuse",
+    Kind.FORCED_REBOOT: "refuse cancel cancel join join refuse refuse",
+    Kind.PAUSE: "refuse cancel cancel refuse refuse join refuse",
+    Kind.RESUME: "refuse cancel cancel refuse refuse refuse join",
+}
+
+
+@pytest.mark.parametrize("under_way", KINDS, ids=kind)
+def test_meetings(under_way: Parameters) -> None:
+    operation = story_at(Standing.UP).accept(under_way)
+    met = [meeting(operation, asked).name.lower() for asked in KINDS]
+    assert met == MET[kind(under_way)].split()
 
 
 def test_steps_are_laid_down_for_every_phase() -> None:

@@ -1,0 +1,39 @@
+"""Ways to have things happen in the middle of others."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tests.component.operations.site import DEADLINE_S
+from vmagentd.model import AuditFilter, AuditKind
+
+if TYPE_CHECKING:
+    from tests.component.operations.site import Daemon
+
+
+class Gate:
+    """A call of libvirt that is on its way until it is let go."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.open = asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.reached.set()
+        await self.open.wait()
+
+
+async def turns(number: int) -> None:
+    """Let the loop take so many turns: each leaves the others at another place."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def until_joined(daemon: Daemon, actor: str) -> None:
+    """Wait until a request of *actor*'s has joined an operation, and what follows at once."""
+    which = AuditFilter(actor=actor, kinds=frozenset({AuditKind.JOINED}))
+    async with asyncio.timeout(DEADLINE_S):
+        while not await daemon.journal.audit_records(which, limit=1):
+            pass
+    await turns(20)

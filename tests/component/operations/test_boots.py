@@ -1,0 +1,296 @@
+"""What was asked for one boot of a VM is not done to the next, which nobody asked it for."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.component.hypervisor.host import until
+from tests.component.operations.site import (
+    DEADLINE_S,
+    FORCED,
+    PAUSE,
+    REBOOT,
+    RESUME,
+    SECOND,
+    STOP,
+    TIMES,
+    Daemon,
+    Site,
+    for_ever,
+    somebody,
+    unreachable,
+)
+from vmagentd.model import (
+    AuditFilter,
+    AuditKind,
+    HostBooted,
+    LinkLost,
+    OnGraceExpired,
+    Operation,
+    OperationId,
+    OperationOutcome,
+    OperationPhase,
+    Parameters,
+    RebootMode,
+    VmState,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DONE, ALREADY_DONE = OperationOutcome.DONE, OperationOutcome.ALREADY_DONE
+STOP_OR_FORCE = replace(STOP, on_grace_expired=OnGraceExpired.FORCE)
+REBOOT_OR_FORCE = replace(REBOOT, on_grace_expired=OnGraceExpired.FORCE)
+RESET = replace(REBOOT_OR_FORCE, mode=RebootMode.FORCE)
+
+
+def reboot(here: Site, name: str = "a") -> None:
+    """Let a VM end, and start it again, as the host does or somebody by virsh."""
+    here.domain(name).destroy()
+    here.domain(name).create()
+
+
+async def left_open(here: Site, name: str, wish: Parameters, phase: OperationPhase) -> OperationId:
+    """Let a daemon end that has come to *phase* of an operation."""
+    async with here.daemon() as daemon:
+        await daemon.journal.append(HostBooted(time=datetime.now(UTC), boot_id="one"))
+        operation_id, caller = await daemon.under_way(name, wish, phase)
+    await asyncio.wait([caller])
+    here.domains.instead.clear()
+    here.domains.before.clear()
+    here.domains.calls.clear()
+    return operation_id
+
+
+async def left_joined(
+    here: Site,
+    wish: Parameters,
+    joining: Parameters,
+    *,
+    before: Callable[[], object] | None = None,
+) -> OperationId:
+    """Let a daemon be killed right after it has committed that somebody joined an operation.
+
+    Args:
+        here: the host.
+        wish: the operation, on `a`; the guest has been asked.
+        joining: what is asked for then.
+        before: starts the VM anew, before that.
+    """
+    async with here.daemon() as daemon:
+        operation_id, caller = await daemon.under_way("a", wish, OperationPhase.SIGNALLED)
+        await until(lambda: here.domains.calls != [], "the guest is asked")
+        if before is not None:
+            first = daemon.vm("a").incarnation
+            before()
+            await until(lambda: daemon.vm("a").incarnation > first, "the next boot")
+        (run,) = daemon.operations._runs.values()
+        await run.join(joining, caller=somebody(), request_id="r")
+    await asyncio.wait([caller])
+    here.domains.instead.clear()
+    here.domains.calls.clear()
+    return operation_id
+
+
+async def over(daemon: Daemon, name: str, operation_id: OperationId) -> Operation:
+    await until(lambda: daemon.vm(name).active_operation_id is None, "its end")
+    operation = await daemon.journal.operation(operation_id)
+    assert operation is not None
+    return operation
+
+
+async def unseen(here: Site, daemon: Daemon, act: Callable[[], object]) -> None:
+    """Do something while a daemon is blind."""
+    lost = LinkLost(time=datetime.now(UTC), cause="it ended", link=0)
+    await daemon.journal.append(lost)
+    await here.in_silence(act)
+    await daemon.journal.append(await here.domains.survey())
+    assert daemon.journal.link.connected
+
+
+class TestOfAnEarlierDaemon:
+    @pytest.mark.parametrize(
+        ("wish", "phase", "call"),
+        [
+            (STOP, OperationPhase.SIGNALLED, "shutdown"),
+            (STOP_OR_FORCE, OperationPhase.SIGNALLED, "shutdown"),
+            (FORCED, OperationPhase.FORCING, "destroy"),
+        ],
+    )
+    @pytest.mark.parametrize("late", [False, True])
+    @pytest.mark.parametrize("host_too", [False, True])
+    async def test_a_stop_is_done(  # noqa: PLR0917  (each is another case)
+        self,
+        here: Site,
+        wish: Parameters,
+        phase: OperationPhase,
+        call: str,
+        late: bool,  # noqa: FBT001
+        host_too: bool,  # noqa: FBT001
+    ) -> None:
+        here.domains.instead[call] = for_ever
+        stop_id = await left_open(here, "a", wish, phase)
+        reboot(here)
+        if late:
+            since_boot = here.clock.since_boot
+            here.clock = replace(here.clock, since_boot=lambda: since_boot() + 60 * SECOND)
+        async with here.daemon(recover=False) as daemon:
+            if host_too:
+                await daemon.journal.append(HostBooted(time=datetime.now(UTC), boot_id="two"))
+                await daemon.journal.append(await here.domains.survey())
+            daemon.operations.recover()
+            assert (await over(daemon, "a", stop_id)).outcome is DONE
+            assert here.domains.calls == []
+            assert daemon.vm("a").state is VmState.RUNNING
+
+    @pytest.mark.parametrize(
+        ("wish", "force", "phase"),
+        [
+            (STOP, FORCED, OperationPhase.SUCCEEDED),
+            (REBOOT_OR_FORCE, RESET, OperationPhase.INTERRUPTED),
+        ],
+    )
+    async def test_force_that_it_had_not_come_to_is_not_used(
+        self, here: Site, wish: Parameters, force: Parameters, phase: OperationPhase
+    ) -> None:
+        here.domains.deaf()
+        operation_id = await left_joined(here, wish, force)
+        reboot(here)
+        async with here.daemon() as daemon:
+            assert (await over(daemon, "a", operation_id)).phase is phase
+            assert here.domains.calls == []
+            assert daemon.vm("a").state is VmState.RUNNING
+
+    @pytest.mark.parametrize("wish", [STOP, FORCED])
+    async def test_who_had_joined_meant_the_boot_of_then(
+        self, here: Site, wish: Parameters
+    ) -> None:
+        here.domains.instead["shutdown"] = for_ever
+        stop_id = await left_joined(here, STOP, wish, before=lambda: reboot(here))
+        async with here.daemon() as daemon:
+            assert (await over(daemon, "a", stop_id)).outcome is DONE
+            assert here.domains.calls == ["shutdown" if wish is STOP else "destroy"]
+            assert daemon.vm("a").state is VmState.STOPPED
+
+    @pytest.mark.parametrize("wish", [STOP, REBOOT_OR_FORCE, RESET])
+    async def test_one_that_had_not_begun_is_not_begun(self, here: Site, wish: Parameters) -> None:
+        here.domains.before["look_up"] = for_ever
+        operation_id = await left_open(here, "a", wish, OperationPhase.ACCEPTED)
+        reboot(here)
+        async with here.daemon() as daemon:
+            operation = await over(daemon, "a", operation_id)
+            assert operation.phase is OperationPhase.INTERRUPTED
+            assert here.domains.calls == []
+
+    @pytest.mark.parametrize(
+        ("wish", "phase", "call"),
+        [
+            (PAUSE, OperationPhase.APPLYING, "pause"),
+            (RESUME, OperationPhase.APPLYING, "resume"),
+            (REBOOT_OR_FORCE, OperationPhase.SIGNALLED, "reboot"),
+            (RESET, OperationPhase.FORCING, "reset"),
+        ],
+    )
+    async def test_another_one_is_interrupted(
+        self, here: Site, wish: Parameters, phase: OperationPhase, call: str
+    ) -> None:
+        paused = wish is RESUME
+        if paused:
+            here.domain("a").suspend()
+        here.domains.instead[call] = for_ever
+        operation_id = await left_open(here, "a", wish, phase)
+        reboot(here)
+        if paused:
+            here.domain("a").suspend()
+        async with here.daemon() as daemon:
+            operation = await over(daemon, "a", operation_id)
+            assert operation.phase is OperationPhase.INTERRUPTED
+            assert operation.failure is not None
+            assert "started anew" in operation.failure.message
+            assert here.domains.calls == []
+            assert daemon.vm("a").state is (VmState.PAUSED if paused else VmState.RUNNING)
+
+    async def test_a_stop_of_a_vm_that_was_off_goes_on(self, here: Site) -> None:
+        """It was asked for while a Start was under way, perhaps."""
+        here.domains.before["look_up"] = for_ever
+        stop_id = await left_open(here, "off", STOP, OperationPhase.ACCEPTED)
+        here.domain("off").create()
+        async with here.daemon() as daemon:
+            assert (await over(daemon, "off", stop_id)).outcome is DONE
+            assert daemon.vm("off").state is VmState.STOPPED
+
+    async def test_a_stop_of_a_vm_that_is_gone_is_done(self, here: Site) -> None:
+        here.domains.instead["shutdown"] = for_ever
+        stop_id = await left_open(here, "a", STOP, OperationPhase.SIGNALLED)
+        reboot(here)
+        here.domain("a").destroy()
+        here.domain("a").undefine()
+        async with here.daemon() as daemon:
+            assert (await over(daemon, "a", stop_id)).outcome is DONE
+            assert daemon.vm("a").state is VmState.GONE
+
+
+class TestInARunningDaemon:
+    @pytest.mark.parametrize("then", OnGraceExpired)
+    async def test_a_stop_is_done_when_it_is_seen(
+        self, here: Site, daemon: Daemon, then: OnGraceExpired
+    ) -> None:
+        here.domains.deaf()
+        wish = replace(STOP, on_grace_expired=then)
+        _, stop = await daemon.under_way("a", wish, OperationPhase.SIGNALLED)
+        await unseen(here, daemon, lambda: reboot(here))
+        assert (await stop).outcome is DONE
+        assert here.domains.calls == ["shutdown"]
+        assert daemon.vm("a").state is VmState.RUNNING
+
+    async def test_force_that_was_not_answered_is_not_used_on_the_next_boot(
+        self, here: Site, daemon: Daemon
+    ) -> None:
+        async def blind() -> None:
+            here.domains.before["look_up"] = unreachable
+            await unreachable()
+
+        here.domains.instead["destroy"] = blind
+        _, stop = await daemon.under_way("a", FORCED, OperationPhase.FORCING)
+        await until(lambda: "destroy" in here.domains.calls, "the call")
+        # its calls fail from now on, and then they would not
+        await unseen(here, daemon, lambda: reboot(here))
+        assert (await stop).outcome is DONE
+        assert here.domain("a").isActive()
+
+    @pytest.mark.parametrize("wish", [STOP, FORCED])
+    async def test_what_the_journal_does_not_know_yet_is_meant_all_the_same(
+        self, here: Site, daemon: Daemon, wish: Parameters
+    ) -> None:
+        await here.in_silence(lambda: reboot(here))
+        assert (await daemon.done("a", wish)).outcome is DONE
+        assert daemon.vm("a").state is VmState.STOPPED
+
+    @pytest.mark.parametrize("wish", [STOP, FORCED])
+    async def test_who_joins_a_stop_means_the_boot_that_there_is(
+        self, here: Site, wish: Parameters
+    ) -> None:
+        here.times = replace(TIMES, press_interval=0.1 * SECOND)
+        async with here.daemon() as daemon:
+            gate = asyncio.Event()
+            here.domains.instead["shutdown"] = gate.wait
+            _, stop = await daemon.under_way("a", STOP, OperationPhase.SIGNALLED)
+            await until(lambda: "shutdown" in here.domains.calls, "the press, which hangs")
+            first = daemon.vm("a").incarnation
+            reboot(here)
+            await until(lambda: daemon.vm("a").incarnation > first, "the next boot")
+            here.domains.instead.clear()
+            joined = asyncio.create_task(daemon.done("a", wish, actor="other"))
+            which = AuditFilter(actor="other", kinds=frozenset({AuditKind.JOINED}))
+            async with asyncio.timeout(DEADLINE_S):
+                while not await daemon.journal.audit_records(which, limit=1):
+                    pass
+            gate.set()
+            assert (await joined).outcome is DONE
+            assert await stop == await joined
+            assert not here.domain("a").isActive()

@@ -1,0 +1,178 @@
+"""The figures that Prometheus reads, from a daemon that has something to tell."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from grpc import aio
+from vmagent.v1 import vm_agent_service_pb2 as pb
+
+from tests.component.hypervisor.host import until
+from tests.component.process import DEADLINE_S, ENDS_WITHIN_S, daemon, started
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PACKAGING = Path(__file__).parents[2] / "packaging"
+RULES = PACKAGING / "prometheus" / "vmagentd.rules.yml"
+DASHBOARD = PACKAGING / "grafana" / "vmagentd.json"
+# what Prometheus makes of a histogram, and of a counter
+_SUFFIXES = ("_bucket", "_sum", "_count")
+
+
+def listening(folder: Path) -> Path:
+    """Have the daemon serve its figures, and return at which socket."""
+    place = folder / "metrics"
+    (folder / "vmagentd.toml").write_text(f'[metrics]\nlisten = "unix:{place}"\n')
+    return place
+
+
+async def read(place: Path, request: str = "GET /metrics HTTP/1.1\r\n\r\n") -> str:
+    async with asyncio.timeout(DEADLINE_S):
+        reader, writer = await asyncio.open_unix_connection(place)
+        writer.write(request.encode())
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    return answer.decode()
+
+
+async def figures(place: Path) -> str:
+    head, _, body = (await read(place)).partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 200 OK\r\n")
+    return body
+
+
+def values(text: str) -> Mapping[str, float]:
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in lines}
+
+
+def checked(*arguments: str, stdin: str | None = None) -> None:
+    """Have promtool look at something; it must find nothing."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is missing (Debian: prometheus)")
+    done = subprocess.run(
+        [promtool, "check", *arguments], input=stdin, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr
+
+
+async def test_what_happens_is_counted(folder: Path) -> None:
+    place = listening(folder)
+    async with daemon(folder) as running:
+        watching = running.stub.WatchStatus(pb.WatchStatusRequest())
+        await watching.read()
+        async for _ in running.stub.Stop(pb.StopRequest(vm="a")):
+            pass
+        with pytest.raises(aio.AioRpcError):
+            await running.stub.GetVm(pb.GetVmRequest(vm="c"))
+        seen = values(await figures(place))
+
+        async def told() -> None:
+            nonlocal seen
+            while not seen.get("vmagentd_event_delivery_seconds_count"):
+                seen = values(await figures(place))
+                assert await watching.read()
+
+        async with asyncio.timeout(DEADLINE_S):
+            await told()
+        expected = {
+            'vmagentd_vms{state="RUNNING"}': 1,
+            'vmagentd_vms{state="STOPPED"}': 1,
+            'vmagentd_operations_total{outcome="DONE",verb="STOP"}': 1,
+            'vmagentd_operation_seconds_count{verb="STOP"}': 1,
+            "vmagentd_libvirt_connected": 1,
+            "vmagentd_libvirt_connects_total": 1,
+            'vmagentd_libvirt_calls_total{call="shutdown",result="ok"}': 1,
+            "vmagentd_journal_writable": 1,
+            "vmagentd_watchers": 1,
+            "vmagentd_connections": 1,
+            "vmagentd_operations_running": 0,
+        }
+        assert expected.items() <= seen.items()
+        assert seen["vmagentd_event_commit_seconds_count"] >= 1
+        assert seen["vmagentd_journal_commit_seconds_count"] >= 3
+        assert seen["process_resident_memory_bytes"] > 0
+        watching.cancel()
+        running.process.terminate()
+        assert await running.ended() == 0
+    assert not place.exists()
+
+
+async def test_the_time_without_libvirt_is_counted(folder: Path) -> None:
+    place = listening(folder)
+    async with daemon(folder, "qemu:///system?socket=/no/such/socket"):
+        first = values(await figures(place))
+        assert first["vmagentd_libvirt_connected"] == 0
+        again = values(await figures(place))
+        blind = "vmagentd_libvirt_blind_seconds_total"
+        assert again[blind] > first[blind]
+
+
+async def test_promtool_finds_nothing(folder: Path) -> None:
+    place = listening(folder)
+    async with daemon(folder) as running:
+        async for _ in running.stub.Stop(pb.StopRequest(vm="a")):
+            pass
+        checked("metrics", stdin=await figures(place))
+
+
+async def test_what_is_no_request_is_answered_or_hung_up_on(folder: Path) -> None:
+    place = listening(folder)
+    async with daemon(folder):
+        assert "405" in await read(place, "POST /metrics HTTP/1.1\r\n\r\n")
+        assert "404" in await read(place, "GET /etc/passwd HTTP/1.1\r\n\r\n")
+        assert await read(place, "x" * 100_000) == ""
+        silent = [await asyncio.open_unix_connection(place) for _ in range(20)]
+        async with asyncio.timeout(DEADLINE_S):
+            for reader, _ in silent:  # all are hung up on, and there is room again
+                assert await reader.read() == b""
+        for _, writer in silent:
+            writer.close()
+        assert "vmagentd_vms" in await figures(place)
+
+
+async def test_a_place_that_is_taken_ends_it_in_one_line(folder: Path) -> None:
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as other:
+        port = other.sockets[0].getsockname()[1]
+        settings = f'[metrics]\nlisten = "127.0.0.1:{port}"\n'
+        (folder / "vmagentd.toml").write_text(settings)
+        process = await started(folder, f"test://{folder}/host.xml")
+        async with asyncio.timeout(DEADLINE_S + ENDS_WITHIN_S):
+            assert await process.wait() == 1
+    errors = [line for line in (folder / "log").read_text().splitlines() if "ERROR" in line]
+    assert len(errors) == 1
+    assert f"metrics at 127.0.0.1:{port}" in errors[0]
+
+
+async def test_by_default_nothing_is_served(folder: Path) -> None:
+    async with daemon(folder) as running:
+        await until(lambda: "serving" in running.log.read_text(), "it serves")
+        assert "metrics" not in running.log.read_text()
+
+
+class TestPackaging:
+    def test_the_rules_are_sound(self) -> None:
+        checked("rules", str(RULES))
+
+    async def test_all_that_they_and_the_dashboard_name_is_there(self, folder: Path) -> None:
+        place = listening(folder)
+        async with daemon(folder):
+            text = await figures(place)
+        there = set(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE))
+        shown = json.loads(DASHBOARD.read_text())
+        told = json.dumps(shown["panels"]) + RULES.read_text()
+        named = set(re.findall(r"\b(?:vmagentd|process)_\w+", told))
+        bare = {re.sub(rf"(?:{'|'.join(_SUFFIXES)})$", "", name) for name in named}
+        assert len(bare) > 20
+        assert bare - there == set()
