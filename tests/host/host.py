@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from tests.host.tree import tree
 from tests.system.deadline import until
@@ -22,7 +22,7 @@ from tests.system.keeper import descendants
 from tests.system.machine import SEARCH_PATH, CannotRunError, is_root, program, unshare
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 # Long enough for a machine with other things to do.
 BOOTS_WITHIN_S = 120.0
@@ -197,6 +197,26 @@ class Host:
             timeout=timeout_s,
         )
         return done.returncode, done.stdout.rstrip("\n")
+
+    @contextlib.contextmanager
+    def running(
+        self, command: str, *, stdout: IO[bytes] | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a shell command beside what goes on; left, nothing of it runs."""
+        process = subprocess.Popen(
+            self.words(command),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout or subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            yield process
+        finally:
+            # nsenter's child is another process, and would go on in the host
+            for pid in [*descendants(process.pid), process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
 
     def words(self, command: str, *, user: str = "root") -> list[str]:
         """Return the words that run a shell command in the host."""

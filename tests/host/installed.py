@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from tests.system.domains import Spec, domain_xml
 from tests.system.guests import Behaviour, Roms
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
 
 WITHIN_S = 60.0
@@ -123,22 +123,12 @@ def watching(host: Host, *, resume_from: str = "") -> Iterator[Watch]:
     Which is a snapshot's, or *resume_from*.
     """
     resume = f"--resume-from {resume_from}" if resume_from else ""
-    # its own: a watcher lives on in the host for as long as that does
+    command = f"exec vmagentctl --output jsonl watch --heartbeat 1s {resume}"
     output = host.directory / f"watch-{uuid4()}.jsonl"
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            host.words(f"exec vmagentctl --output jsonl watch --heartbeat 1s {resume}"),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.DEVNULL,
-        )
-    watch = Watch(output, process)
-    try:
+    with output.open("wb") as file, host.running(command, stdout=file) as process:
+        watch = Watch(output, process)
         until(watch.said, "the watcher is at its place", within_s=WITHIN_S)
         yield watch
-    finally:
-        process.kill()
-        process.wait()
 
 
 def journal(host: Host, *, command: str = "") -> str:

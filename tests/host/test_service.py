@@ -1,7 +1,6 @@
 """The service: systemd starts, stops, restarts, reloads and watches it."""
 
 import re
-import subprocess
 
 import pytest
 
@@ -108,16 +107,13 @@ def test_a_stop_goes_on_in_the_next_daemon(host: Host) -> None:
     host.run("virsh start slow")
     until_state(host, "slow", "RUNNING")
     # the second press, five seconds after the first, is the next daemon's
-    stop = subprocess.Popen(host.words("vmagentctl stop slow"), stdout=subprocess.PIPE, text=True)
-    try:
+    with host.running("vmagentctl stop slow"):
         until(
             lambda: vm(host, "slow").get("activeOperationId"), "it is accepted", within_s=WITHIN_S
         )
         host.run("systemctl kill --signal=KILL vmagentd")
         until_state(host, "slow", "STOPPED")
-    finally:
-        stop.communicate()
-        host.run("virsh undefine slow")
+    host.run("virsh undefine slow")
 
 
 def test_one_that_hangs_is_started_again(host: Host) -> None:
