@@ -154,9 +154,12 @@ class Run:
 
         Raises:
             JournalUnwritable: it did not, and will not.
+            VmagentdError: likewise, as there is nothing to join: why that was abandoned.
         """
-        while not self._committed and self._abandoned is None:
-            await self._grown.wait()  # it comes after what it joins in the journal too
+        while not self._committed:  # it comes after what it joins in the journal too
+            if self._abandoned is not None:
+                raise self._abandoned
+            await self._grown.wait()
         await self._journal.accept(
             JoinedRequest(
                 operation=self.operation.id,

@@ -20,7 +20,13 @@ from tests.component.operations.site import (
     Site,
     somebody,
 )
-from vmagentd.errors import LibvirtRefused, LibvirtUnreachable
+from vmagentd.errors import (
+    JournalUnwritable,
+    LibvirtRefused,
+    LibvirtUnreachable,
+    ShuttingDown,
+    VmagentdError,
+)
 from vmagentd.model import (
     AuditFilter,
     LinkLost,
@@ -36,6 +42,24 @@ from vmagentd.model import (
 from vmagentd.operations.run import Run
 
 DONE, ALREADY_DONE = OperationOutcome.DONE, OperationOutcome.ALREADY_DONE
+
+
+def not_yet_accepted(daemon: Daemon) -> Run:
+    """Return a Stop of `a` that nobody carries out."""
+    now = datetime.now(UTC)
+    asked = Operation(
+        id=OperationId("op"),
+        vm=daemon.vm("a").uuid,
+        vm_name="a",
+        actor="tester",
+        request_id=None,
+        parameters=STOP,
+        phase=OperationPhase.ACCEPTED,
+        steps=(OperationStep(phase=OperationPhase.ACCEPTED, time=now),),
+        accept_time=now,
+        deadline_time=now,
+    )
+    return Run(asked, daemon.operations._means)
 
 
 async def leave(caller: asyncio.Task[object]) -> None:
@@ -96,28 +120,34 @@ class TestForce:
         self, daemon: Daemon
     ) -> None:
         """Of two Stops that waited for the end of a Start the second finds the first like that."""
-        vm = daemon.vm("a")
-        asked = Operation(
-            id=OperationId("op"),
-            vm=vm.uuid,
-            vm_name="a",
-            actor="tester",
-            request_id=None,
-            parameters=STOP,
-            phase=OperationPhase.ACCEPTED,
-            steps=(OperationStep(phase=OperationPhase.ACCEPTED, time=datetime.now(UTC)),),
-            accept_time=datetime.now(UTC),
-            deadline_time=datetime.now(UTC),
-        )
-        run = Run(asked, daemon.operations._means)
+        run = not_yet_accepted(daemon)
         joining = asyncio.create_task(run.join(FORCED, caller=somebody()))
         await turns(20)
         async with asyncio.timeout(DEADLINE_S):
             await run.accept()
             await joining
-            accepted = await daemon.journal.operation(asked.id)
+            accepted = await daemon.journal.operation(run.operation.id)
         assert accepted is not None
         assert accepted.escalated
+
+    @pytest.mark.parametrize("why", [JournalUnwritable("it was full"), ShuttingDown()])
+    @pytest.mark.parametrize("before", [False, True])
+    async def test_it_does_not_join_what_could_not_be_accepted(
+        self, daemon: Daemon, why: VmagentdError, *, before: bool
+    ) -> None:
+        run = not_yet_accepted(daemon)
+        if before:
+            run.abandon(why)
+        joining = asyncio.create_task(run.join(FORCED, caller=somebody("other"), request_id="r"))
+        await turns(20)
+        run.abandon(why)
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises(type(why)) as caught:
+                await joining
+            assert caught.value is why
+            assert not await daemon.journal.audit_records(AuditFilter(), limit=1)
+            # nor is it taken for a repeat: it is a request like any other
+            assert (await daemon.done("a", FORCED, actor="other", request_id="r")).outcome is DONE
 
 
 class TestLeaving:
