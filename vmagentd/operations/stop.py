@@ -169,6 +169,7 @@ async def _end_start(run: Run, starting: asyncio.Task[object]) -> None:
             wake = loop.time() + EVENT_DUE_S / 4
             if run.operation.phase is not OperationPhase.FORCING:
                 await run.step(OperationPhase.FORCING)
+            run.check()  # nobody was waiting who could be interrupted
             try:
                 await run.domains.destroy(run.operation.vm)
             except (

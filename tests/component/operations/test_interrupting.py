@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -31,6 +33,7 @@ from vmagentd.model import (
     Parameters,
     RebootParameters,
     StopParameters,
+    VmState,
 )
 from vmagentd.operations.bound import Bound
 from vmagentd.operations.starts import HostLimits
@@ -110,6 +113,28 @@ class TestCancelled:
             operation = await daemon.journal.operation(reboot_id)
             assert operation is not None
             assert operation.phase is OperationPhase.CANCELLED
+
+    async def test_a_start_is_not_broken_off_any_more(self, here: Site, daemon: Daemon) -> None:
+        """The cancellation is committed just before the step that tells of the force."""
+        here.domains.before["start"] = libvirt = Gate()
+        _, start = await daemon.under_way("off", START, OperationPhase.STARTING)
+        async with asyncio.timeout(DEADLINE_S):
+            stop_id, stop = await daemon.under_way("off", STOP, OperationPhase.ACCEPTED)
+            await start
+            (run,) = daemon.operations._runs.values()
+            with closing(sqlite3.connect(here.state_dir / "journal.db")) as other:
+                other.execute("BEGIN IMMEDIATE")  # nothing is committed while this lasts
+                ending = asyncio.create_task(cancel(daemon, stop_id))
+                await turns(20)
+                run.escalate()
+                await until(
+                    lambda: run.operation.phase is OperationPhase.FORCING, "it comes to force"
+                )
+            await ending
+            libvirt.open.set()
+            assert (await stop).phase is OperationPhase.CANCELLED
+            await daemon.until_state("off", VmState.RUNNING)
+        assert here.domains.calls == ["start"]
 
     async def test_by_two_stops_at_once_it_names_the_one_that_is(
         self, here: Site, daemon: Daemon
