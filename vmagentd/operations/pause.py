@@ -41,6 +41,8 @@ async def pause(run: Run, parameters: PauseParameters) -> OperationOutcome:
     Raises:
         VmagentdError: it is not, and why.
     """
+    if not run.opened:
+        await run.look()
     return await _bring(run, parameters, VmState.PAUSED, _refuse_pause)
 
 
@@ -52,7 +54,7 @@ async def go_on_pause(run: Run, parameters: PauseParameters) -> OperationOutcome
     """
     await run.look()
     refuse_outlived(run)
-    return await pause(run, parameters)
+    return await _bring(run, parameters, VmState.PAUSED, _refuse_pause)
 
 
 def open_resume(run: Run, _parameters: ResumeParameters) -> OperationPhase | None:
@@ -66,6 +68,8 @@ async def resume(run: Run, parameters: ResumeParameters) -> OperationOutcome:
     Raises:
         VmagentdError: it does not run, and why.
     """
+    if not run.opened:
+        await run.look()
     return await _bring(run, parameters, VmState.RUNNING, _refuse_resume)
 
 
@@ -73,7 +77,7 @@ async def go_on_resume(run: Run, parameters: ResumeParameters) -> OperationOutco
     """Go on with a Resume that an earlier daemon began; errors as `resume` and `go_on_pause`."""
     await run.look()
     refuse_outlived(run)
-    return await resume(run, parameters)
+    return await _bring(run, parameters, VmState.RUNNING, _refuse_resume)
 
 
 def _refuse_pause(vm: Vm) -> None:
@@ -106,13 +110,15 @@ async def _bring(
 ) -> OperationOutcome:
     """Have libvirt bring the VM into *state*, and wait until the journal has it there.
 
+    It was looked at before, unless the operation was opened by what is known.
+
     Raises:
         OperationTimedOut: it is not, in time.
         OutcomeUnknown: nor can libvirt be asked then.
         VmInState: it is off, or was not as it had to be.
     """
     if not run.opened:
-        vm = await run.look()
+        vm = run.vm
         if vm.state is state:
             return run.holds()
         refuse(vm)

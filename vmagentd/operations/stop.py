@@ -43,7 +43,14 @@ async def stop(run: Run, parameters: StopParameters) -> OperationOutcome:
     if run.predecessor is not None:
         await _end_start(run, run.predecessor)
     if not run.opened:
-        if not (await run.look()).active:
+        await run.look()
+    return await _bring_off(run, parameters)
+
+
+async def _bring_off(run: Run, parameters: StopParameters) -> OperationOutcome:
+    """Have the VM go off; it was looked at before, unless the Stop was opened by what is known."""
+    if not run.opened:
+        if not run.vm.active:
             return run.holds()
         run.bind()  # the journal may have been behind as it was accepted
     if not run.forced:
@@ -67,7 +74,7 @@ async def go_on_stop(run: Run, parameters: StopParameters) -> OperationOutcome:
     """
     vm = await run.look()
     if not (vm.active and is_outlived(run.operation, vm)):
-        return await stop(run, parameters)
+        return await _bring_off(run, parameters)
     if run.operation.phase is OperationPhase.ACCEPTED:
         refuse_outlived(run)
     return OperationOutcome.DONE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -12,6 +13,8 @@ from tests.component.hypervisor.host import until
 from tests.component.operations.site import (
     DEADLINE_S,
     FORCED,
+    PAUSE,
+    RESUME,
     SECOND,
     START,
     STOP,
@@ -250,6 +253,38 @@ class TestTheNextDaemon:
             await until(lambda: daemon.vm("a").active_operation_id is None, "its end")
             assert (await stored(daemon, stop_id)).phase is OperationPhase.SUCCEEDED
             assert daemon.vm("a").state is VmState.STOPPED
+
+    @pytest.mark.parametrize(
+        ("wish", "phase", "call"),
+        [
+            (STOP, OperationPhase.SIGNALLED, "shutdown"),
+            (FORCED, OperationPhase.FORCING, "destroy"),
+            (PAUSE, OperationPhase.APPLYING, "pause"),
+            (RESUME, OperationPhase.APPLYING, "resume"),
+        ],
+    )
+    async def test_one_that_goes_on_looks_once_before_it_does(
+        self, here: Site, wish: Parameters, phase: OperationPhase, call: str
+    ) -> None:
+        if wish is RESUME:
+            here.domain("a").suspend()
+        here.domains.instead[call] = for_ever
+        async with here.daemon() as daemon:
+            operation_id, caller = await daemon.under_way("a", wish, phase)
+        await asyncio.wait([caller])
+        del here.domains.instead[call]
+        made: list[str] = []
+
+        async def make(what: str) -> None:
+            made.append(what)
+
+        async with here.daemon(recover=False) as daemon:
+            here.domains.before["look_up"] = partial(make, "look_up")
+            here.domains.before[call] = partial(make, call)
+            daemon.operations.recover()
+            await until(lambda: daemon.vm("a").active_operation_id is None, "its end")
+            assert (await stored(daemon, operation_id)).outcome is DONE
+        assert made[: made.index(call)] == ["look_up"]
 
     async def test_a_start_that_had_not_begun_is_not_begun(self, here: Site) -> None:
         here.domains.before["start"] = for_ever
