@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmagentd.journal.batch import NO_CONTEXT, Batch, Context
 from vmagentd.lifecycle.events import on_event
-from vmagentd.lifecycle.moves import give_up
+from vmagentd.lifecycle.moves import give_up, to_come
 from vmagentd.lifecycle.sightings import confirm, on_absence, on_host_boot, on_sighting
 from vmagentd.lifecycle.steps import joined, on_operation, still_joined, told_phase
 from vmagentd.lifecycle.trails import (
@@ -324,8 +324,8 @@ class Fold:
         batch.vms[vm.uuid] = vm
         context = self._context(vm.uuid, batch)
         if context.given_up and change.kind is TransitionKind.STATE:
-            to_come = tuple(each for each in context.given_up if vm.reason not in each.reasons)
-            batch.contexts[vm.uuid] = context = replace(context, given_up=to_come)
+            context = replace(context, given_up=to_come(context.given_up, vm))
+            batch.contexts[vm.uuid] = context
         if not vm.active or before is None or vm.incarnation != before.incarnation:
             ended = before.run_id if before and before.active else context.trail.ended_run_id
             # whole: a process that came up since a survey did not see it

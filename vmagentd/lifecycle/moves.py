@@ -211,12 +211,23 @@ def give_up(
     """Return what may come yet once *operation*, as it was then, is given up at *time* too.
 
     It stands for *earlier* ones that can bring no more than it can, so there are few at a time.
+    Who shut a guest down in order is told by its trail.
     """
-    reasons = _explained(operation)
+    reasons = _explained(operation) - _BY_STOP
     if not reasons:
         return earlier
     others = (each for each in earlier if not each.reasons <= reasons)
     return (*others, GivenUp(reasons=reasons, time=time))
+
+
+def to_come(given_up: tuple[GivenUp, ...], vm: Vm) -> tuple[GivenUp, ...]:
+    """Return what may come yet once a VM has become *vm*: what has come does not come again.
+
+    The end of a process that is forced off comes in two moves, of which STOPPING is the first.
+    """
+    if vm.state is VmState.STOPPING:
+        return given_up
+    return tuple(each for each in given_up if vm.reason not in each.reasons)
 
 
 def _brings(given_up: GivenUp, reason: Reason, *, time: datetime) -> bool:

@@ -541,6 +541,28 @@ class TestSeveralGivenUp:
         story.hear("STOPPED_DESTROYED", 2)
         assert story.vm.initiator.kind is InitiatorKind.UNKNOWN
 
+    @pytest.mark.parametrize("event", ["SHUTDOWN_GUEST", "SHUTDOWN_HOST"])
+    def test_force_may_come_after_another_end_too(self, event: str) -> None:
+        """The process went off for another reason: that is not what libvirt was asked for."""
+        story = up()
+        self.give_up(story, FORCED_STOP, "ForceTimedOut")
+        story.hear(event, 1)
+        story.hear("STOPPED_SHUTDOWN", 1)
+        story.hear("STARTED_BOOTED", 2)
+        story.hear("STOPPED_DESTROYED", 2)
+        assert story.vm.initiator.kind is InitiatorKind.UNKNOWN
+
+    @pytest.mark.parametrize("begin", ["SHUTDOWN_GUEST", "SHUTDOWN_HOST"])
+    def test_the_end_of_force_is_as_unknown_as_its_begin(self, begin: str) -> None:
+        story = up()
+        self.give_up(story, FORCED_STOP, "ForceTimedOut")
+        for event in (begin, "STOPPED_DESTROYED"):
+            story.hear(event, 1)
+            assert story.vm.initiator.kind is InitiatorKind.UNKNOWN
+        story.hear("STARTED_BOOTED", 2)
+        story.hear("STOPPED_DESTROYED", 2)
+        assert story.vm.initiator.kind is InitiatorKind.OUT_OF_BAND
+
     def test_each_comes_once(self) -> None:
         story = up()
         self.give_up(story, FORCED_STOP, "ForceTimedOut")
