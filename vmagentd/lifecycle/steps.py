@@ -108,7 +108,8 @@ MEETINGS: Mapping[Kind, Mapping[Kind, Meeting]] = MappingProxyType({
         Kind.FORCED_STOP: Meeting.JOIN,
     },
     Kind.REBOOT: _by_stops(REBOOT=Meeting.JOIN, FORCED_REBOOT=Meeting.ESCALATE),
-    Kind.FORCED_REBOOT: _by_stops(REBOOT=Meeting.JOIN, FORCED_REBOOT=Meeting.JOIN),
+    # an earlier daemon's is not forced again, but by who wants that anew
+    Kind.FORCED_REBOOT: _by_stops(REBOOT=Meeting.JOIN, FORCED_REBOOT=Meeting.ESCALATE),
     Kind.PAUSE: _by_stops(PAUSE=Meeting.JOIN),
     Kind.RESUME: _by_stops(RESUME=Meeting.JOIN),
 })  # fmt: skip

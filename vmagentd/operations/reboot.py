@@ -47,20 +47,27 @@ async def go_on_reboot(run: Run, parameters: RebootParameters) -> OperationOutco
     """Settle a Reboot that an earlier daemon began. The guest is not asked again, nor reset.
 
     It may have rebooted while nobody listened, and nothing would tell: once more would be twice.
+    Who joins it and wants force wants it now, whatever came before: then the guest is reset.
 
     Raises:
         OperationInterrupted: the guest was not asked, or the VM was started anew since.
         OutcomeUnknown: it was, and nobody knows what came of it.
+        VmagentdError: it is not reset, and why.
     """
     vm = await run.look()
     refuse_outlived(run)
-    if run.operation.phase is OperationPhase.ACCEPTED:
-        raise OperationInterrupted(vm.uuid, run.operation.id)
-    if not await _rebooted(run, vm.revision, until=run.deadline):
+    if not run.force_is_due:
+        if run.operation.phase is OperationPhase.ACCEPTED:
+            raise OperationInterrupted(vm.uuid, run.operation.id)
+        if await _rebooted(run, vm.revision, until=run.deadline):
+            return OperationOutcome.DONE
         run.check()
+    if not run.force_is_due:
         raise OutcomeUnknown(
             vm.uuid, parameters.verb.lower(), "the daemon was not there when it may have come"
         )
+    _refuse(run.vm)
+    await _reset(run)
     return OperationOutcome.DONE
 
 

@@ -18,13 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from vmagentd.errors import VmagentdError
-    from vmagentd.model import (
-        Caller,
-        OperationFailure,
-        Parameters,
-        Revision,
-        Vm,
-    )
+    from vmagentd.model import Caller, OperationFailure, Parameters, Revision, Vm
     from vmagentd.operations.means import Means
     from vmagentd.operations.starts import Claim
 
@@ -69,6 +63,10 @@ class Run:
         # it is gone perhaps, and may be forgotten until this operation is accepted
         self._found = self._journal.vms[operation.vm]
         self._cancelled: VmagentdError | None = None
+        # somebody joined who wants force, and is there: an earlier daemon's callers are not
+        self._force_wanted = False
+        # an earlier daemon took these
+        self._earlier_steps = operation.steps if accepted else ()
         self._bound: Bound | None = None
         # every step that is committed, for those who follow
         self._committed: list[Operation] = [operation] if accepted else []
@@ -95,9 +93,10 @@ class Run:
 
     @property
     def force_is_due(self) -> bool:
-        """Whether somebody who joined it wants force, which it has not come to and may."""
-        used = self.operation.phase is OperationPhase.FORCING
-        return self.operation.escalated and not used and not self.ending
+        """Whether somebody joined it here who wants force, which it has not come to and may."""
+        taken = self.operation.steps[len(self._earlier_steps) :]
+        used = any(each.phase is OperationPhase.FORCING for each in taken)
+        return self._force_wanted and not used and not self.ending
 
     @property
     def ending(self) -> bool:
@@ -192,9 +191,10 @@ class Run:
 
     def escalate(self) -> None:
         """Use force from now on, whatever is being waited for: somebody joined who wants it."""
-        under_force = self.forced
+        was_due = self.force_is_due
         self.operation = replace(self.operation, escalated=True)
-        if not under_force:
+        self._force_wanted = True
+        if self.force_is_due and not was_due:
             self._interrupt()
 
     def cancel(self, why: VmagentdError) -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.component.hypervisor.host import until
+from tests.component.operations.gates import Gate, until_joined
 from tests.component.operations.site import (
     DEADLINE_S,
     FORCED,
@@ -282,10 +283,16 @@ class TestReboot:
             assert error_of(await reboot) == "OutcomeUnknown"
         assert here.domains.calls == ["reboot"]
 
-    async def test_it_is_not_asked_again_by_the_next_daemon(self, here: Site) -> None:
+    @pytest.mark.parametrize("force_wanted", [False, True])
+    async def test_it_is_not_asked_again_by_the_next_daemon(
+        self, here: Site, *, force_wanted: bool
+    ) -> None:
         here.domains.deaf()
         async with here.daemon() as daemon:
             reboot_id, caller = await daemon.under_way("a", REBOOT, OperationPhase.SIGNALLED)
+            if force_wanted:
+                (run,) = daemon.operations._runs.values()
+                await run.join(RESET, caller=somebody())  # it has not come to it yet
         await asyncio.wait([caller])
         here.domains.calls.clear()
         since_boot = here.clock.since_boot
@@ -319,6 +326,45 @@ class TestReboot:
         async with here.daemon() as daemon:
             assert error_of(await over(daemon, "a", reboot_id)) == "OutcomeUnknown"
             assert here.domains.calls == []
+
+    @pytest.mark.parametrize(
+        ("wish", "phase"),
+        [(REBOOT, OperationPhase.SIGNALLED), (RESET, OperationPhase.FORCING)],
+    )
+    @pytest.mark.parametrize("wanted_before", [False, True])
+    async def test_one_of_an_earlier_daemon_is_forced_by_who_wants_that_now(
+        self, here: Site, wish: RebootParameters, phase: OperationPhase, *, wanted_before: bool
+    ) -> None:
+        here.domains.instead["reboot"] = here.domains.instead["reset"] = for_ever
+        async with here.daemon() as daemon:
+            reboot_id, caller = await daemon.under_way("a", wish, phase)
+            if wanted_before:
+                (run,) = daemon.operations._runs.values()
+                await run.join(RESET, caller=somebody())
+        await asyncio.wait([caller])
+        here.domains.instead.clear()
+        here.domains.calls.clear()
+        async with here.daemon() as daemon:
+            assert here.domains.calls == []
+            forced = await daemon.done("a", RESET)
+            assert (forced.id, forced.outcome) == (reboot_id, DONE)
+            assert here.domains.calls == ["reset"]
+
+    @pytest.mark.parametrize("wish", [REBOOT, RESET])
+    async def test_one_that_had_not_begun_is_forced_by_who_wants_that_now(
+        self, here: Site, wish: RebootParameters
+    ) -> None:
+        here.domains.before["look_up"] = look = Gate()
+        async with here.daemon() as daemon:
+            reboot_id, caller = await daemon.under_way("a", wish, OperationPhase.ACCEPTED)
+        await asyncio.wait([caller])
+        async with here.daemon() as daemon, asyncio.timeout(DEADLINE_S):
+            forced = asyncio.create_task(daemon.done("a", RESET, actor="other"))
+            await until_joined(daemon, "other")
+            look.open.set()
+            operation = await forced
+            assert (operation.id, operation.outcome) == (reboot_id, DONE)
+            assert here.domains.calls == ["reset"]
 
     @pytest.mark.parametrize("wish", [REBOOT, RESET])
     async def test_one_that_had_not_begun_is_not_begun(

@@ -103,7 +103,7 @@ MET = {
     Kind.STOP: "refuse join escalate refuse refuse refuse refuse",
     Kind.FORCED_STOP: "refuse join join refuse refuse refuse refuse",
     Kind.REBOOT: "refuse cancel cancel join escalate refuse refuse",
-    Kind.FORCED_REBOOT: "refuse cancel cancel join join refuse refuse",
+    Kind.FORCED_REBOOT: "refuse cancel cancel join escalate refuse refuse",
     Kind.PAUSE: "refuse cancel cancel refuse refuse join refuse",
     Kind.RESUME: "refuse cancel cancel refuse refuse refuse join",
 }
