@@ -16,6 +16,7 @@ from vmagentd.errors import JournalUnusable, StateDirInUse
 from vmagentd.journal import pruning, rows
 from vmagentd.journal.disk import DATABASE_ERRORS, Damaged, Fault, cause, fault
 from vmagentd.journal.fold import Fold
+from vmagentd.journal.given_up import load_given_up
 from vmagentd.journal.schema import open_for_writing, sql, writing
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ def _open(path: Path, *, now: datetime) -> Kept:
             boot_id = rows.read_meta(db, "boot_id")
             rows.write_link(db, link)
             vms, operations = rows.load_vms(db), rows.load_open_operations(db)
+            given_up = load_given_up(db, now=now)
     except ValidationError as error:
         db.close()
         why = f"this version cannot read a record: {error}; move it away to begin a new one"
@@ -201,7 +203,14 @@ def _open(path: Path, *, now: datetime) -> Kept:
         db=db,
         id=journal_id,
         oldest=oldest,
-        fold=Fold(head=head, link=link, boot_id=boot_id, vms=vms, operations=operations),
+        fold=Fold(
+            head=head,
+            link=link,
+            boot_id=boot_id,
+            vms=vms,
+            operations=operations,
+            given_up=given_up,
+        ),
         vms=vms,
         open_operations=operations,
     )

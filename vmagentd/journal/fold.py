@@ -15,14 +15,7 @@ from vmagentd.lifecycle.events import on_event
 from vmagentd.lifecycle.moves import give_up, to_come
 from vmagentd.lifecycle.sightings import confirm, on_absence, on_host_boot, on_sighting
 from vmagentd.lifecycle.steps import joined, on_operation, still_joined, told_phase
-from vmagentd.lifecycle.trails import (
-    NO_TRAIL,
-    TRACES,
-    Trail,
-    after_operation,
-    follow,
-    left_open,
-)
+from vmagentd.lifecycle.trails import NO_TRAIL, TRACES, Trail, after_operation, follow, left_open
 from vmagentd.model import (
     Event,
     EventKind,
@@ -46,11 +39,12 @@ from vmagentd.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from vmagentd.journal.batch import Fact
     from vmagentd.lifecycle.moves import Change, Verdict
+    from vmagentd.lifecycle.trails import GivenUp
 
 
 class Fold:
@@ -64,15 +58,16 @@ class Fold:
         boot_id: str | None,
         vms: Iterable[Vm],
         operations: Iterable[Operation],
+        given_up: Mapping[VmUuid, tuple[GivenUp, ...]],
     ) -> None:
         self.head = head
         self.link = link
         self.boot_id = boot_id
         self._vms = {vm.uuid: vm for vm in vms}
-        self._contexts = {
-            operation.vm: Context(operation=operation)  # at most one per VM
-            for operation in operations
-        }
+        self._contexts = {vm: Context(given_up=each) for vm, each in given_up.items()}
+        for operation in operations:  # at most one per VM
+            context = self._contexts.get(operation.vm, NO_CONTEXT)
+            self._contexts[operation.vm] = replace(context, operation=operation)
         self._queried: dict[VmUuid, int] = {}
         self._era = 0
         self._lost_link = -1
@@ -251,6 +246,9 @@ class Fold:
 
     def _on_host_booted(self, boot: HostBooted, batch: Batch) -> None:
         if batch.boot_id not in {None, boot.boot_id}:
+            for uuid, context in (self._contexts | batch.contexts).items():
+                if context.given_up:  # libvirt has forgotten it with the rest
+                    batch.contexts[uuid] = replace(context, given_up=())
             for vm in [*(self._vms | batch.vms).values()]:
                 for change in on_host_boot(vm, time=boot.time).changes:
                     self._append(batch, change, boot.time, Source.SURVEY)

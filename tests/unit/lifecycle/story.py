@@ -82,7 +82,12 @@ class Story:
         self.link = 1
         self._vms = {vm.uuid: vm for vm in vms}
         self._fold = Fold(
-            head=self.head, link=Link(connected=True), boot_id=None, vms=vms, operations=()
+            head=self.head,
+            link=Link(connected=True),
+            boot_id=None,
+            vms=vms,
+            operations=(),
+            given_up={},
         )
 
     @property
