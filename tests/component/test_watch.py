@@ -24,7 +24,8 @@ from tests.component.journal.facts import (
     uuid,
 )
 from vmagentd.errors import JournalReplaced, RevisionCompacted
-from vmagentd.journal.store import RECENT, Journal, open_journal
+from vmagentd.journal.recent import RECENT
+from vmagentd.journal.store import Journal, open_journal
 from vmagentd.model import (
     Cursor,
     Event,

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias, TypedDict, TypeVar
 
 import libvirt
 
 from vmagentd.errors import (
-    HypervisorError,
-    LibvirtInvalidState,
     LibvirtUnreachable,
-    NoShutdownMethod,
     OutcomeUnknown,
 )
 from vmagentd.failpoints import failpoint
 from vmagentd.model import Query, Source, Survey, VmUuid
 
-from .guest import REBOOT, SHUTDOWN, AskMethod, Wish, ways
-from .pool import NotRun, Pool, measured
+from .guest import REBOOT, SHUTDOWN, AskMethod, Guests, ways
+from .pool import Leave, NotRun, Pool, measured
 from .survey import find, find_name, seen, sight_all
 from .translate import libvirt_errors
 
@@ -37,16 +35,11 @@ if TYPE_CHECKING:
     from .pool import OnCall
 
 T = TypeVar("T")
+Answered: TypeAlias = "Callable[[], object]"
 
 _LOOK_UP_DEADLINE = timedelta(seconds=10)
 _SURVEY_DEADLINE = timedelta(seconds=60)
-_PRESS_DEADLINE = timedelta(seconds=10)
 _RESET_DEADLINE = timedelta(seconds=30)
-# libvirt gives an agent that does not answer 5 s. A call that takes longer was heard: it waits
-# until the guest is down.
-_AGENT_DEADLINE = timedelta(seconds=7)
-# An agent that was asked in vain is left alone for so long: each press would wait for it anew.
-_AGENT_REST_S = 15.0
 # libvirtd gives a process that does not end 10 s after SIGTERM, then up to 30 s after SIGKILL.
 _DESTROY_DEADLINE = timedelta(seconds=50)
 
@@ -80,10 +73,10 @@ class Domains:
         self._observe = Pool("libvirt-observe", 4)
         self._act = Pool("libvirt-act", 16)
         self._kill = Pool("libvirt-kill", 8)
-        # VMs whose agent was asked by a call that has not returned
-        self._agent_busy: set[VmUuid] = set()
-        # VMs whose agent was asked in vain a little while ago
-        self._agent_rests: set[VmUuid] = set()
+        self._guests = Guests(
+            ways=lambda vm: self._ask(lambda link: ways(link, vm)),
+            change=partial(self._change, self._act),
+        )
         # surveys and queries that have begun
         self._begun = 0
 
@@ -122,9 +115,18 @@ class Domains:
         return Query(vm=sighting.vm, sighting=sighting, source=source, **begin)
 
     async def start(
-        self, vm: VmUuid, *, paused: bool, discard_saved_state: bool, deadline: timedelta
+        self,
+        vm: VmUuid,
+        *,
+        paused: bool,
+        discard_saved_state: bool,
+        deadline: timedelta,
+        answered: Answered = lambda: None,
     ) -> None:
         """Create the hypervisor process of a VM; returns when libvirt says that it is up.
+
+        It is *answered* before that, in the thread that has heard it, also if nobody waits any
+        more.
 
         Raises:
             VmNotFound: libvirt does not know the VM.
@@ -133,7 +135,12 @@ class Domains:
         flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
         flags |= libvirt.VIR_DOMAIN_START_FORCE_BOOT if discard_saved_state else 0
         await self._change(
-            self._act, vm, "start", lambda domain: domain.createWithFlags(flags), deadline=deadline
+            self._act,
+            vm,
+            "start",
+            lambda domain: domain.createWithFlags(flags),
+            deadline=deadline,
+            answered=answered,
         )
 
     async def shutdown(self, vm: VmUuid) -> AskMethod:
@@ -150,14 +157,14 @@ class Domains:
             NoShutdownMethod: the guest has neither a connected agent nor ACPI.
             LibvirtInvalidState: it does not run.
         """
-        return await self._ask_guest(vm, SHUTDOWN)
+        return await self._guests.ask(vm, SHUTDOWN)
 
     async def reboot(self, vm: VmUuid) -> AskMethod:
         """Ask the guest once to reboot, as `shutdown` does.
 
         After the ACPI button, libvirt resets a guest that has shut down, in the same process.
         """
-        return await self._ask_guest(vm, REBOOT)
+        return await self._guests.ask(vm, REBOOT)
 
     async def reset(self, vm: VmUuid) -> None:
         """Reset the guest, like its reset button; returns when libvirt says that it was.
@@ -188,15 +195,22 @@ class Domains:
             self._act, vm, "pMWakeup", lambda domain: domain.pMWakeup(0), deadline=deadline
         )
 
-    async def destroy(self, vm: VmUuid) -> None:
+    async def destroy(self, vm: VmUuid, *, answered: Answered = lambda: None) -> None:
         """Force a VM off; returns when libvirt says that its process has ended.
+
+        It is *answered* as `start`.
 
         Raises:
             VmNotFound: libvirt does not know the VM.
             LibvirtInvalidState: it does not run.
         """
         await self._change(
-            self._kill, vm, "destroy", lambda domain: domain.destroy(), deadline=_DESTROY_DEADLINE
+            self._kill,
+            vm,
+            "destroy",
+            lambda domain: domain.destroy(),
+            deadline=_DESTROY_DEADLINE,
+            answered=answered,
         )
 
     def _begin(self) -> _Begin:
@@ -206,69 +220,6 @@ class Domains:
             "after_event": self._connection.events_taken,
             "begin_time": datetime.now(UTC),
         }
-
-    async def _ask_guest(self, vm: VmUuid, wish: Wish) -> AskMethod:
-        methods = await self._ask(lambda link: ways(link, vm))
-        agent, acpi = AskMethod.GUEST_AGENT, AskMethod.ACPI
-        rests = vm in self._agent_rests and acpi in methods
-        if agent in methods and vm not in self._agent_busy and not rests:
-            try:
-                return await self._ask_agent(vm, wish)
-            except (LibvirtInvalidState, LibvirtUnreachable, OutcomeUnknown):
-                raise
-            except HypervisorError:
-                methods = await self._ask(lambda link: ways(link, vm))
-                # An agent that has left has heard: its guest goes down. The button would reach
-                # one that is on its way, or that has just rebooted, and switch that off.
-                if agent not in methods:
-                    return agent
-                if acpi not in methods:  # it refuses, and nothing else can be asked
-                    raise
-                self._agent_rests.add(vm)
-                loop = asyncio.get_running_loop()
-                loop.call_later(_AGENT_REST_S, self._agent_rests.discard, vm)
-        for method in (acpi, AskMethod.DRIVER):
-            if method in methods:
-                await self._press(vm, wish, method)
-                return method
-        if agent in methods:  # asked before; that call still waits for the guest
-            return agent
-        raise NoShutdownMethod(vm, "it has no ACPI and no guest agent is connected")
-
-    async def _ask_agent(self, vm: VmUuid, wish: Wish) -> AskMethod:
-        loop = asyncio.get_running_loop()
-        flags = wish.flags[AskMethod.GUEST_AGENT]
-        began = False
-
-        def ask(domain: VirDomain) -> None:
-            nonlocal began
-            began = True
-            try:
-                wish.call(domain, flags)
-            finally:
-                # not where it is awaited: that may be given up before the call returns
-                loop.call_soon_threadsafe(self._agent_busy.discard, vm)
-
-        self._agent_busy.add(vm)
-        try:
-            await self._change(self._act, vm, wish.name, ask, deadline=_AGENT_DEADLINE)
-        except OutcomeUnknown as error:
-            if not isinstance(error.__cause__, TimeoutError):
-                raise
-        finally:
-            if not began:
-                self._agent_busy.discard(vm)
-        return AskMethod.GUEST_AGENT
-
-    async def _press(self, vm: VmUuid, wish: Wish, method: AskMethod) -> None:
-        flags = wish.flags[method]
-        await self._change(
-            self._act,
-            vm,
-            wish.name,
-            lambda domain: wish.call(domain, flags),
-            deadline=_PRESS_DEADLINE,
-        )
 
     async def _ask(
         self,
@@ -291,29 +242,31 @@ class Domains:
         change: Callable[[VirDomain], object],
         *,
         deadline: timedelta,
+        answered: Answered = lambda: None,
     ) -> None:
         """Run a call that changes the VM; given up, it never begins or its outcome is unknown."""
         # Taken once, atomically: by the thread that goes ahead, or here when nobody waits any
         # more. A change that came after all would meddle with what the VM's story is by then.
-        leave = [True]
+        leave = Leave()
 
         def call(link: VirConnect) -> None:
             domain = find(link, vm)
-            if not _take(leave):
+            if not leave.take():
                 raise LibvirtUnreachable("given up")
             failpoint("before", name)
             with libvirt_errors(vm, alive=link.isAlive, effect=name):
                 change(domain)
             failpoint("after", name)
+            answered()
 
         try:
             await self._run(pool, name, call, deadline)
         except TimeoutError as error:
-            if _take(leave):
+            if leave.take():
                 raise LibvirtUnreachable(self._why(deadline)) from error
             raise OutcomeUnknown(vm, name, self._why(deadline)) from error
         except asyncio.CancelledError:
-            _take(leave)
+            leave.take()
             raise
 
     def _why(self, deadline: timedelta) -> str:
@@ -339,11 +292,3 @@ class Domains:
                 return await pool.run(run, deadline=deadline, hurry=lost)
         except NotRun as error:
             raise LibvirtUnreachable(str(error)) from error
-
-
-def _take(leave: list[bool]) -> bool:
-    """Take the leave to go ahead, if nobody has; any thread may try."""
-    try:
-        return leave.pop()
-    except IndexError:
-        return False

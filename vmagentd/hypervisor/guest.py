@@ -1,26 +1,43 @@
 """What a guest can be asked for, and how.
 
-Runs in the threads of `domains`; keeps nothing.
+`Guests` runs on the event loop, the rest in the threads of `domains`.
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from xml.etree import ElementTree
 
 import libvirt
+
+from vmagentd.errors import (
+    HypervisorError,
+    LibvirtInvalidState,
+    LibvirtUnreachable,
+    NoShutdownMethod,
+    OutcomeUnknown,
+)
 
 from .survey import find
 from .translate import libvirt_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from vmagentd.model import VmUuid
 
     from .events import VirConnect, VirDomain
+
+_PRESS_DEADLINE = timedelta(seconds=10)
+# libvirt gives an agent that does not answer 5 s. A call that takes longer was heard: it waits
+# until the guest is down.
+_AGENT_DEADLINE = timedelta(seconds=7)
+# An agent that was asked in vain is left alone for so long: each press would wait for it anew.
+_AGENT_REST_S = 15.0
 
 _AGENT_CONNECTED = "devices/channel/target[@name='org.qemu.guest_agent.0'][@state='connected']"
 
@@ -32,6 +49,21 @@ class AskMethod(StrEnum):
     ACPI = "ACPI"
     # the hypervisor's own way, where it is not QEMU
     DRIVER = "DRIVER"
+
+
+class Change(Protocol):
+    """Has libvirt do something to a VM."""
+
+    async def __call__(
+        self,
+        vm: VmUuid,
+        name: str,
+        change: Callable[[VirDomain], object],
+        /,
+        *,
+        deadline: timedelta,
+    ) -> None:
+        """Return once libvirt has done it; see `Domains`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +109,86 @@ def ways(link: VirConnect, vm: VmUuid) -> frozenset[AskMethod]:
     if definition.find(_AGENT_CONNECTED) is not None:
         methods.add(AskMethod.GUEST_AGENT)
     return frozenset(methods)
+
+
+class Guests:
+    """Asks guests, each by what it can hear."""
+
+    def __init__(
+        self, *, ways: Callable[[VmUuid], Awaitable[frozenset[AskMethod]]], change: Change
+    ) -> None:
+        """Prepare.
+
+        Args:
+            ways: finds out how a guest can be asked.
+            change: has libvirt do something to a VM, see `Domains`.
+        """
+        self._ways = ways
+        self._change = change
+        # VMs whose agent was asked by a call that has not returned
+        self._busy: set[VmUuid] = set()
+        # VMs whose agent was asked in vain a little while ago
+        self._rests: set[VmUuid] = set()
+
+    async def ask(self, vm: VmUuid, wish: Wish) -> AskMethod:
+        """Ask the guest once; returns how, see `Domains.shutdown`."""
+        methods = await self._ways(vm)
+        agent, acpi = AskMethod.GUEST_AGENT, AskMethod.ACPI
+        rests = vm in self._rests and acpi in methods
+        if agent in methods and vm not in self._busy and not rests:
+            try:
+                return await self._ask_agent(vm, wish)
+            except (LibvirtInvalidState, LibvirtUnreachable, OutcomeUnknown):
+                raise
+            except HypervisorError:
+                methods = await self._ways(vm)
+                # An agent that has left has heard: its guest goes down. The button would reach
+                # one that is on its way, or that has just rebooted, and switch that off.
+                if agent not in methods:
+                    return agent
+                if acpi not in methods:  # it refuses, and nothing else can be asked
+                    raise
+                self._rests.add(vm)
+                loop = asyncio.get_running_loop()
+                loop.call_later(_AGENT_REST_S, self._rests.discard, vm)
+        for method in (acpi, AskMethod.DRIVER):
+            if method in methods:
+                await self._press(vm, wish, method)
+                return method
+        if agent in methods:  # asked before; that call still waits for the guest
+            return agent
+        raise NoShutdownMethod(vm, "it has no ACPI and no guest agent is connected")
+
+    async def _ask_agent(self, vm: VmUuid, wish: Wish) -> AskMethod:
+        loop = asyncio.get_running_loop()
+        flags = wish.flags[AskMethod.GUEST_AGENT]
+        began = False
+
+        def ask(domain: VirDomain) -> None:
+            nonlocal began
+            began = True
+            try:
+                wish.call(domain, flags)
+            finally:
+                # not where it is awaited: that may be given up before the call returns
+                loop.call_soon_threadsafe(self._busy.discard, vm)
+
+        self._busy.add(vm)
+        try:
+            await self._change(vm, wish.name, ask, deadline=_AGENT_DEADLINE)
+        except OutcomeUnknown as error:
+            if not isinstance(error.__cause__, TimeoutError):
+                raise
+        finally:
+            if not began:
+                self._busy.discard(vm)
+        return AskMethod.GUEST_AGENT
+
+    async def _press(self, vm: VmUuid, wish: Wish, method: AskMethod) -> None:
+        flags = wish.flags[method]
+        await self._change(
+            vm,
+            wish.name,
+            lambda domain: wish.call(domain, flags),
+            deadline=_PRESS_DEADLINE,
+        )

@@ -35,6 +35,20 @@ class NotRun(Exception):
     """The call did not begin, and will not."""
 
 
+class Leave:
+    """Leave to go ahead: taken once, by whichever thread comes first."""
+
+    def __init__(self) -> None:
+        self._left = [True]
+
+    def take(self) -> bool:
+        """Take it, unless somebody has; return whether that was so."""
+        try:
+            return self._left.pop()
+        except IndexError:
+            return False
+
+
 class Pool:
     """Runs blocking calls in at most `limit` threads; at most `backlog` more calls wait."""
 

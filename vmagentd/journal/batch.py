@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from vmagentd.lifecycle.moves import to_come
+from vmagentd.lifecycle.steps import told_phase
 from vmagentd.lifecycle.trails import NO_TRAIL, GivenUp, Trail
 from vmagentd.model import (
+    Answered,
     Event,
     HostBooted,
     HostGoingDown,
@@ -19,12 +22,16 @@ from vmagentd.model import (
     Revision,
     Survey,
     Transition,
+    TransitionKind,
     Vm,
     VmUuid,
 )
 
 if TYPE_CHECKING:
-    from vmagentd.model import OperationId
+    from datetime import datetime
+
+    from vmagentd.lifecycle.moves import Change
+    from vmagentd.model import OperationId, RawPair, Source
 
 Fact: TypeAlias = (
     Event
@@ -32,6 +39,7 @@ Fact: TypeAlias = (
     | Survey
     | Query
     | Operation
+    | Answered
     | JoinedRequest
     | Refusal
     | HostBooted
@@ -45,6 +53,10 @@ class Context:
 
     # the one under way
     operation: Operation | None = None
+    # libvirt has done what that asked for last
+    answered: bool = False
+    # the one that ended last: a step of it may have been on its way
+    ended: OperationId | None = None
     # what was heard of its hypervisor process, if it is active
     trail: Trail = NO_TRAIL
     # what libvirt was asked for by earlier ones may come yet, in whichever process
@@ -55,6 +67,17 @@ class Context:
     last_event: int = 0
     # in which time without a break of the link `trail` and `undefined` were learned
     era: int = 0
+
+    def after(self, before: Vm | None, kind: TransitionKind, vm: Vm, *, heard: bool) -> Context:
+        """Return it as it is after a transition from *before* to *vm*."""
+        given_up, trail = self.given_up, self.trail
+        if kind is TransitionKind.STATE:
+            given_up = to_come(given_up, vm)
+        if not vm.active or before is None or vm.incarnation != before.incarnation:
+            ended = before.run_id if before and before.active else trail.ended_run_id
+            # whole: a process that came up since a survey did not see it
+            trail = Trail(whole=vm.active and heard, ended_run_id=ended)
+        return replace(self, given_up=given_up, trail=trail)
 
 
 NO_CONTEXT: Final = Context()
@@ -89,3 +112,56 @@ class Batch:
     queried: dict[VmUuid, int] = field(default_factory=dict)
     # every link in between: a blind time that begins and ends in here has been all the same
     links: list[Link] = field(default_factory=list)
+
+    def add(
+        self,
+        change: Change,
+        before: Vm | None,
+        *,
+        time: datetime,
+        source: Source,
+        raw_event: RawPair | None,
+        operation: Operation | None,
+    ) -> Vm:
+        """Give *change* the next revision, and return the VM as it is then."""
+        self.head = Revision(self.head + 1)
+        vm = replace(change.vm, revision=self.head)
+        self.vms[vm.uuid] = vm
+        self.transitions.append(
+            Transition(
+                revision=self.head,
+                kind=change.kind,
+                vm=vm,
+                previous_state=before.state if before else None,
+                previous_name=before.name if before and before.name != vm.name else None,
+                time=time,
+                source=source,
+                earliest_time=change.earliest_time,
+                raw_event=raw_event,
+                operation_id=operation.id if operation else None,
+                operation_phase=told_phase(operation) if operation else None,
+            )
+        )
+        return vm
+
+    def link_up(self, survey: Survey) -> None:
+        """Libvirt has answered in full, through a link."""
+        if survey.link > self.lost_link:
+            self.link = Link(connected=True, last_survey_time=survey.begin_time)
+            self.links.append(self.link)
+            self.heard = survey.monitored
+
+    def link_lost(self, lost: LinkLost) -> None:
+        """Libvirt cannot be asked any more."""
+        self.lost_link = max(self.lost_link, lost.link)
+        # from here on something may go unheard
+        self.heard = False
+        self.era += 1
+        if self.link.connected:
+            self.link = replace(
+                self.link, connected=False, blind_since=lost.time, cause=lost.cause
+            )
+            self.links.append(self.link)
+        else:
+            # the blind time goes on; what is in the way now is the better answer to why
+            self.link = replace(self.link, cause=lost.cause)

@@ -10,13 +10,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vmagentd.failpoints import failpoint
 from vmagentd.journal.batch import NO_CONTEXT, Batch, Context
 from vmagentd.lifecycle.events import on_event
-from vmagentd.lifecycle.moves import give_up, to_come
+from vmagentd.lifecycle.moves import give_up
 from vmagentd.lifecycle.sightings import confirm, on_absence, on_host_boot, on_sighting
-from vmagentd.lifecycle.steps import joined, on_operation, still_joined, told_phase
+from vmagentd.lifecycle.steps import concluded, joined, on_operation, still_joined
 from vmagentd.lifecycle.trails import NO_TRAIL, TRACES, Trail, after_operation, follow, left_open
 from vmagentd.model import (
+    Answered,
     Event,
     EventKind,
     HostBooted,
@@ -25,14 +27,13 @@ from vmagentd.model import (
     Link,
     LinkLost,
     Operation,
+    OperationPhase,
     Query,
     RawPair,
     Refusal,
     Revision,
     Source,
     Survey,
-    Transition,
-    TransitionKind,
     Vm,
     VmState,
     VmUuid,
@@ -86,9 +87,11 @@ class Fold:
                 case Survey():
                     self._on_survey(fact, batch)
                 case LinkLost():
-                    self._on_link_lost(fact, batch)
+                    batch.link_lost(fact)
                 case Operation():
                     self._on_operation(self._still_joined(fact, batch), batch)
+                case Answered():
+                    self._on_answered(fact, batch)
                 case JoinedRequest():
                     self._on_joined(fact, batch)
                 case Refusal():
@@ -135,9 +138,9 @@ class Fold:
         for fact in facts:
             match fact:
                 case LinkLost():
-                    self._on_link_lost(fact, batch)
+                    batch.link_lost(fact)
                 case Survey():
-                    self._on_link_up(fact, batch)
+                    batch.link_up(fact)
                 case _:
                     pass
         return replace(batch.link, last_survey_time=self.link.last_survey_time)
@@ -169,6 +172,7 @@ class Fold:
         verdict = on_event(self._vm(event.vm, batch), event, operation, trail)
         for change in verdict.changes:
             self._append(batch, change, event.observe_time, Source.EVENT, raw_event=event.raw)
+        self._conclude(event.vm, event.observe_time, batch)
         if verdict.doubt:
             batch.doubts.add(event.vm)
 
@@ -204,6 +208,7 @@ class Fold:
         batch.queried[query.vm] = query.number
         for change in verdict.changes:
             self._append(batch, change, time, query.source)
+        self._conclude(query.vm, time, batch)
         after = self._vm(query.vm, batch)
         if after is not None:
             batch.vms[query.vm] = confirm(after, seen, time=time)
@@ -222,27 +227,7 @@ class Fold:
             )
             self._on_query(query, batch)
         batch.doubts.update(survey.unreadable)
-        self._on_link_up(survey, batch)
-
-    def _on_link_up(self, survey: Survey, batch: Batch) -> None:
-        if survey.link > batch.lost_link:
-            batch.link = Link(connected=True, last_survey_time=survey.begin_time)
-            batch.links.append(batch.link)
-            batch.heard = survey.monitored
-
-    def _on_link_lost(self, lost: LinkLost, batch: Batch) -> None:
-        batch.lost_link = max(batch.lost_link, lost.link)
-        # from here on something may go unheard
-        batch.heard = False
-        batch.era += 1
-        if batch.link.connected:
-            batch.link = replace(
-                batch.link, connected=False, blind_since=lost.time, cause=lost.cause
-            )
-            batch.links.append(batch.link)
-        else:
-            # the blind time goes on; what is in the way now is the better answer to why
-            batch.link = replace(batch.link, cause=lost.cause)
+        batch.link_up(survey)
 
     def _on_host_booted(self, boot: HostBooted, batch: Batch) -> None:
         if batch.boot_id not in {None, boot.boot_id}:
@@ -255,10 +240,17 @@ class Fold:
         batch.boot_id = boot.boot_id
 
     def _on_operation(self, operation: Operation, batch: Batch) -> None:
-        batch.operations[operation.id] = operation
         context = self._context(operation.vm, batch)
+        if context.ended == operation.id:
+            return
+        batch.operations[operation.id] = operation
         before = context.operation
-        context = replace(context, operation=None if operation.phase.final else operation)
+        if operation.phase.final:
+            context = replace(context, operation=None, answered=False, ended=operation.id)
+        else:
+            # what is said of a guest that was asked says nothing of one that is forced off
+            answered = context.answered and operation.phase is not OperationPhase.FORCING
+            context = replace(context, operation=operation, answered=answered)
         vm = self._vm(operation.vm, batch)
         if vm is None:
             message = f"operation {operation.id} on VM {operation.vm}, which was never recorded"
@@ -274,6 +266,22 @@ class Fold:
         change = on_operation(vm, operation, time=time)
         if change is not None:
             self._append(batch, change, time, Source.OPERATION, operation=operation)
+
+    def _on_answered(self, answered: Answered, batch: Batch) -> None:
+        context = self._context(answered.vm, batch)
+        if context.operation is not None and context.operation.id == answered.operation:
+            batch.contexts[answered.vm] = replace(context, answered=True)
+            self._conclude(answered.vm, answered.time, batch)
+
+    def _conclude(self, uuid: VmUuid, time: datetime, batch: Batch) -> None:
+        """End the operation on a VM if that is now as it wants it: in one commit with that."""
+        context, vm = self._context(uuid, batch), self._vm(uuid, batch)
+        if context.operation is None or not context.answered or vm is None:
+            return
+        ended = concluded(context.operation, vm, time=time)
+        if ended is not None:
+            failpoint("before", ended.phase)
+            self._on_operation(ended, batch)
 
     def _on_joined(self, request: JoinedRequest, batch: Batch) -> None:
         batch.joined.append(request)
@@ -317,30 +325,13 @@ class Fold:
     ) -> None:
         """Give *change* the next revision."""
         before = self._vm(change.vm.uuid, batch)
-        batch.head = Revision(batch.head + 1)
-        vm = replace(change.vm, revision=batch.head)
-        batch.vms[vm.uuid] = vm
-        context = self._context(vm.uuid, batch)
-        if context.given_up and change.kind is TransitionKind.STATE:
-            context = replace(context, given_up=to_come(context.given_up, vm))
-            batch.contexts[vm.uuid] = context
-        if not vm.active or before is None or vm.incarnation != before.incarnation:
-            ended = before.run_id if before and before.active else context.trail.ended_run_id
-            # whole: a process that came up since a survey did not see it
-            trail = Trail(whole=vm.active and batch.heard, ended_run_id=ended)
-            batch.contexts[vm.uuid] = replace(context, trail=trail)
-        batch.transitions.append(
-            Transition(
-                revision=batch.head,
-                kind=change.kind,
-                vm=vm,
-                previous_state=before.state if before else None,
-                previous_name=before.name if before and before.name != vm.name else None,
-                time=time,
-                source=source,
-                earliest_time=change.earliest_time,
-                raw_event=raw_event,
-                operation_id=operation.id if operation else None,
-                operation_phase=told_phase(operation) if operation else None,
-            )
+        vm = batch.add(
+            change,
+            before,
+            time=time,
+            source=source,
+            raw_event=raw_event,
+            operation=operation,
         )
+        context = self._context(vm.uuid, batch)
+        batch.contexts[vm.uuid] = context.after(before, change.kind, vm, heard=batch.heard)

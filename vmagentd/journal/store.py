@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeAlias
+from typing import TYPE_CHECKING, ParamSpec, TypeAlias
 
 from typing_extensions import override  # typing has it since 3.12
 
@@ -26,6 +26,7 @@ from vmagentd.journal.disk import Ballast
 from vmagentd.journal.file import InUse, held, open_file
 from vmagentd.journal.known import KnownVms
 from vmagentd.journal.reader import Lane, Reader
+from vmagentd.journal.recent import PAGE, EndedOperations, RecentTransitions
 from vmagentd.journal.records import Records
 from vmagentd.journal.retention import NO_LIMITS, Limits, Retention, steady_clock
 from vmagentd.journal.trace import trace
@@ -50,11 +51,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 Waiter: TypeAlias = "asyncio.Future[None]"
 
-# The newest transitions are kept in memory: a watcher that keeps up never touches SQLite.
-RECENT: Final = 2048
-# Most transitions that a follower gets at once.
-PAGE: Final = 256
-
 
 class Journal(Records):
     """The journal of one host. Made by `open_journal`."""
@@ -76,7 +72,8 @@ class Journal(Records):
         self.left_open: Sequence[Operation] = kept.open_operations
         self.writable = True
         self._known = KnownVms(kept.vms)
-        self._recent: list[Transition] = []
+        self._recent = RecentTransitions()
+        self.ended = EndedOperations()
         self._doubts: set[VmUuid] = set()
         # replaced, not cleared, at each change, so that a waiter cannot miss one
         self._changed = asyncio.Event()
@@ -212,9 +209,9 @@ class Journal(Records):
         """
         if after >= self.head:
             return ()
-        if self._recent and self._recent[0].revision <= after + 1:
-            begin = after + 1 - self._recent[0].revision
-            return tuple(self._recent[begin : begin + PAGE])
+        recent = self._recent.page(after)
+        if recent is not None:
+            return recent
         # a commit can be in the file a moment before it is shown here
         which = HistoryFilter(
             min_revision=Revision(after + 1), max_revision=self.head, oldest_first=True
@@ -295,9 +292,8 @@ class Journal(Records):
         self.head, self.link = batch.head, batch.link
         for vm in batch.vms.values():
             self._known.show(vm)
-        self._recent += batch.transitions
-        if len(self._recent) > 2 * RECENT:
-            del self._recent[:-RECENT]
+        self._recent.add(batch.transitions)
+        self.ended.add(batch.operations.values())
         self._doubts |= batch.doubts
         trace(batch.transitions)
         if batch.doubts or seen != (self.head, self.link):

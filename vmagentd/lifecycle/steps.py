@@ -26,6 +26,7 @@ from vmagentd.model import (
     StopParameters,
     TransitionKind,
     Vm,
+    VmState,
 )
 
 if TYPE_CHECKING:
@@ -204,6 +205,31 @@ def end(
         end_time=time,
         outcome=outcome,
         failure=failure,
+    )
+
+
+def is_up(vm: Vm, parameters: StartParameters) -> bool:
+    """Whether *vm* is as a Start wants it."""
+    return vm.state is VmState.RUNNING or (parameters.paused and vm.state is VmState.PAUSED)
+
+
+def concluded(operation: Operation, vm: Vm, *, time: datetime) -> Operation | None:
+    """Return *operation* as it ends with a change of *vm*, now that libvirt has answered it.
+
+    None: the VM is not as it wants it, or its state does not tell all that there is to know.
+    """
+    match operation.parameters:
+        case StartParameters() as parameters if is_up(vm, parameters):
+            pass
+        case StopParameters() if vm.persistent and not vm.active:
+            pass  # one that is not is gone with its process, and that is looked for before
+        case _:
+            return None
+    return end(
+        operation,
+        OperationPhase.SUCCEEDED,
+        time=max(time, operation.steps[-1].time),
+        outcome=OperationOutcome.DONE,
     )
 
 

@@ -17,6 +17,7 @@ from vmagentd.model.caller import (
 )
 from vmagentd.model.certificate import Denied, parse_denied
 from vmagentd.model.facts import (
+    Answered,
     Event,
     EventKind,
     HostBooted,
@@ -68,6 +69,7 @@ from vmagentd.model.vm import (
 
 __all__ = [
     "UNKNOWN_INITIATOR",
+    "Answered",
     "AuditFilter",
     "AuditKind",
     "AuditRecord",

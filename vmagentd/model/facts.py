@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import auto
 
-from vmagentd.model.names import Name, VmUuid
+from vmagentd.model.names import Name, OperationId, VmUuid
 from vmagentd.model.vm import RawPair, Reason, Source, Unresponsive, VmState
 
 
@@ -132,6 +132,15 @@ class Query:
     begin_time: datetime
     # why it was asked: OPERATION if an operation did, else SURVEY
     source: Source = Source.SURVEY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """libvirt says that it has done what an operation asked it for last."""
+
+    vm: VmUuid
+    operation: OperationId
+    time: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,6 +75,7 @@ async def press(run: Run, ask: Callable[[VmUuid], Awaitable[AskMethod]]) -> AskM
     try:
         async with run.until(run.deadline):
             method = await ask(run.operation.vm)
+            run.answered()
     except (VmNotFound, LibvirtInvalidState):
         await run.look()
     except LibvirtRefused:

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Final
 from vmagentd.errors import HypervisorError, OutcomeUnknown
 from vmagentd.failpoints import failpoint
 from vmagentd.lifecycle.steps import end, is_forced, meant_for, step
-from vmagentd.model import JoinedRequest, Operation, OperationOutcome, OperationPhase, Source
+from vmagentd.model import (
+    Answered,
+    JoinedRequest,
+    Operation,
+    OperationOutcome,
+    OperationPhase,
+    Source,
+)
 from vmagentd.operations.bound import Bound
+from vmagentd.operations.course import Course
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -57,8 +65,6 @@ class Run:
         # loop time of the operation's own deadline
         left = means.clock.left(operation).total_seconds()
         self.deadline = asyncio.get_running_loop().time() + left
-        # its place among those that wait for their turn, from 1; 0 if it does not
-        self.queue_place = 0
         self._journal = means.journal
         # it is gone perhaps, and may be forgotten until this operation is accepted
         self._found = self._journal.vms[operation.vm]
@@ -68,11 +74,7 @@ class Run:
         # an earlier daemon took these
         self._earlier_steps = operation.steps if accepted else ()
         self._bound: Bound | None = None
-        # every step that is committed, for those who follow
-        self._committed: list[Operation] = [operation] if accepted else []
-        self._abandoned: VmagentdError | None = None
-        # replaced, not cleared, so that a follower cannot miss a step
-        self._grown = asyncio.Event()
+        self._course = Course([operation] if accepted else [])
         self.over = asyncio.Event()
 
     @property
@@ -124,22 +126,8 @@ class Run:
         Raises:
             VmagentdError: it was abandoned: the daemon ends, or could not accept it.
         """
-        sent, place = max(len(self._committed) - 1, 0), 0
-        while True:
-            for operation in self._committed[sent:]:
-                sent, place = sent + 1, self.queue_place
-                yield replace(operation, queue_place=place) if _waits(operation) else operation
-                if operation.phase.final:
-                    return
-            if sent == len(self._committed):
-                operation = self._committed[-1] if sent else self.operation
-                if sent and _waits(operation) and self.queue_place not in {0, place}:
-                    place = self.queue_place
-                    yield replace(operation, queue_place=place)
-                    continue
-                if self._abandoned is not None:
-                    raise self._abandoned
-                await self._grown.wait()
+        async for operation in self._course.follow():
+            yield operation
 
     async def join(
         self,
@@ -155,10 +143,7 @@ class Run:
             JournalUnwritable: it did not, and will not.
             VmagentdError: likewise, as there is nothing to join: why that was abandoned.
         """
-        while not self._committed:  # it comes after what it joins in the journal too
-            if self._abandoned is not None:
-                raise self._abandoned
-            await self._grown.wait()
+        await self._course.begun()  # it comes after what it joins in the journal too
         await self._journal.accept(
             JoinedRequest(
                 operation=self.operation.id,
@@ -186,8 +171,7 @@ class Run:
 
     def place(self, place: int) -> None:
         """Tell its place among those that wait for their turn."""
-        self.queue_place = place
-        self._grow()
+        self._course.place(place)
 
     def escalate(self) -> None:
         """Use force from now on, whatever is being waited for: somebody joined who wants it."""
@@ -207,8 +191,7 @@ class Run:
 
     def abandon(self, why: VmagentdError) -> None:
         """Let go of those who still follow. The operation stays as it is in the journal."""
-        self._abandoned = why
-        self._grow()
+        self._course.abandon(why)
         self.over.set()
 
     def leave(self) -> None:
@@ -231,14 +214,21 @@ class Run:
         failpoint("before", accepted.phase)
         await self._journal.accept(self.operation)
         failpoint("after", accepted.phase)
-        self._tell(accepted)
+        self._course.tell(accepted)
         if opening is not None:
             failpoint("after", opening)
-            self._tell(self.operation)
+            self._course.tell(self.operation)
 
     async def step(self, phase: OperationPhase) -> None:
-        """Take a step; it is committed, then told."""
-        await self._commit(step(self.operation, phase, time=datetime.now(UTC)))
+        """Take a step; it is committed, then told. None if it has ended: see `end`."""
+        if self.operation.id in self._journal.ended:
+            return
+        failpoint("before", phase)
+        self.operation = step(self.operation, phase, time=datetime.now(UTC))
+        await self._journal.append(self.operation)
+        if self.operation.id not in self._journal.ended:
+            failpoint("after", phase)
+            self._course.tell(self.operation)
 
     async def end(
         self,
@@ -247,10 +237,24 @@ class Run:
         outcome: OperationOutcome | None = None,
         failure: OperationFailure | None = None,
     ) -> None:
-        """End it; the outcome is committed, then told."""
-        now = datetime.now(UTC)
-        await self._commit(end(self.operation, phase, time=now, outcome=outcome, failure=failure))
+        """End it; the outcome is committed, then told.
+
+        If libvirt's answer and the VM's state have ended it already, it has ended so.
+        """
+        if self.operation.id not in self._journal.ended:
+            failpoint("before", phase)
+            now = datetime.now(UTC)
+            self.operation = end(self.operation, phase, time=now, outcome=outcome, failure=failure)
+            await self._journal.append(self.operation)
+        self.operation = self._journal.ended.take(self.operation.id)
+        failpoint("after", self.operation.phase)
+        self._course.tell(self.operation)
         self.over.set()
+
+    def answered(self) -> None:
+        """Tell the journal that libvirt did what it was asked for. From any thread."""
+        operation, now = self.operation, datetime.now(UTC)
+        self._journal.record(Answered(vm=operation.vm, operation=operation.id, time=now))
 
     def check(self) -> None:
         """Raise why the operation was cancelled, if it was."""
@@ -324,25 +328,6 @@ class Run:
             if settled(vm) or late:
                 return vm
 
-    async def _commit(self, operation: Operation) -> None:
-        failpoint("before", operation.phase)
-        self.operation = operation
-        await self._journal.append(operation)
-        failpoint("after", operation.phase)
-        self._tell(operation)
-
-    def _tell(self, operation: Operation) -> None:
-        self._committed.append(operation)
-        self._grow()
-
-    def _grow(self) -> None:
-        grown, self._grown = self._grown, asyncio.Event()
-        grown.set()
-
     def _interrupt(self) -> None:
         if self._bound is not None:
             self._bound.end()
-
-
-def _waits(operation: Operation) -> bool:
-    return operation.phase is OperationPhase.QUEUED

@@ -20,6 +20,7 @@ from vmagentd.errors import (
     VmPaused,
     VmSleeping,
 )
+from vmagentd.lifecycle.steps import is_up
 from vmagentd.model import OperationOutcome, OperationPhase, StartParameters, VmState
 from vmagentd.operations.run import EVENT_DUE_S
 
@@ -56,13 +57,13 @@ async def start(run: Run, parameters: StartParameters) -> OperationOutcome:
     """
     if not run.opened:
         vm = await run.look()
-        if _is_up(vm, parameters):
+        if is_up(vm, parameters):
             return OperationOutcome.ALREADY_DONE
         _refuse(vm, parameters)
         if not vm.active:  # else somebody else is starting it
             await _take_turn(run, parameters)
             vm = run.vm  # it may have waited
-            if _is_up(vm, parameters):
+            if is_up(vm, parameters):
                 return OperationOutcome.ALREADY_DONE
             _refuse(vm, parameters)
         if vm.active:
@@ -74,7 +75,7 @@ async def start(run: Run, parameters: StartParameters) -> OperationOutcome:
         answered = await _call(run, parameters)
     except LibvirtInvalidState as error:  # somebody was faster, or it is not as it was
         vm = await run.look()
-        if _is_up(vm, parameters):
+        if is_up(vm, parameters):
             return OperationOutcome.ALREADY_DONE
         _refuse(vm, parameters)
         if not vm.active:
@@ -91,7 +92,7 @@ async def go_on_start(run: Run, parameters: StartParameters) -> OperationOutcome
         OperationInterrupted: it did not take effect.
     """
     vm = await run.look()
-    if _is_up(vm, parameters):
+    if is_up(vm, parameters):
         return OperationOutcome.DONE
     coming = vm.state is VmState.STARTING or run.operation.phase not in _BEFORE
     if not vm.active or not coming:
@@ -120,10 +121,6 @@ async def _take_turn(run: Run, parameters: StartParameters) -> None:
     if not claim.turn.is_set():
         raise StartTimedOut(run.vm, parameters.timeout)
     run.starts.check(run.vm)
-
-
-def _is_up(vm: Vm, parameters: StartParameters) -> bool:
-    return vm.state is VmState.RUNNING or (parameters.paused and vm.state is VmState.PAUSED)
 
 
 def _refuse(vm: Vm, parameters: StartParameters) -> None:
@@ -184,6 +181,7 @@ async def _answer(
             paused=parameters.paused,
             discard_saved_state=parameters.discard_saved_state,
             deadline=allowed,
+            answered=run.answered,
         )
     except VmagentdError as error:
         return error
@@ -209,7 +207,7 @@ async def _arrive(
     """
 
     def over(vm: Vm) -> bool:
-        return _is_up(vm, parameters) or (not vm.active and vm.incarnation > incarnation)
+        return is_up(vm, parameters) or (not vm.active and vm.incarnation > incarnation)
 
     loop = asyncio.get_running_loop()
     while True:
@@ -223,5 +221,5 @@ async def _arrive(
             break
         if late:
             raise StartTimedOut(vm, parameters.timeout)
-    if not _is_up(vm, parameters):
+    if not is_up(vm, parameters):
         raise StartFailed(vm, 0, 0, f"it ended at once: {vm.state}, {vm.reason}")

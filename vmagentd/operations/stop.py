@@ -138,7 +138,7 @@ async def _force(run: Run) -> OperationOutcome:
         after = run.vm.revision
         try:
             async with run.until(give_up):
-                await run.domains.destroy(run.operation.vm)
+                await run.domains.destroy(run.operation.vm, answered=run.answered)
         except (VmNotFound, LibvirtInvalidState):
             if not (await run.look()).active and untouched:
                 return run.holds()

@@ -26,8 +26,9 @@ from tests.component.journal.facts import (
     uuid,
 )
 from vmagentd.errors import JournalUnwritable, ShuttingDown
+from vmagentd.journal.recent import PAGE, RECENT
 from vmagentd.journal.schema import TRANSITION, VM
-from vmagentd.journal.store import PAGE, RECENT, Journal, open_journal
+from vmagentd.journal.store import Journal, open_journal
 from vmagentd.journal.writer import MAX_BATCH
 from vmagentd.model import EventKind, HistoryFilter, Revision, VmState
 
@@ -145,7 +146,8 @@ class TestFollow:
         assert revisions(stored) == list(range(1, MANY + 1))
         # memory is bounded: some is in it, some only in the file
         assert RECENT <= len(journal._recent) <= 2 * RECENT
-        oldest = journal._recent[0].revision
+        oldest = journal._recent.oldest
+        assert oldest is not None
         for after in (0, 1, PAGE - 1, oldest - PAGE, oldest - 2, oldest - 1, oldest, MANY - 1):
             assert await collected(journal, after, MANY) == stored[after:]
         # at the edge of memory every place goes on, with a whole page

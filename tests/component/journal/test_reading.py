@@ -27,8 +27,8 @@ from tests.component.journal.facts import (
 )
 from vmagentd.journal.history import BLOCK, load_transitions
 from vmagentd.journal.reader import Lane
+from vmagentd.journal.recent import RECENT
 from vmagentd.journal.schema import TRANSITION, sql, to_column
-from vmagentd.journal.store import RECENT
 from vmagentd.model import HistoryFilter, Revision
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing_extensions import override  # typing has it since 3.12
 from tests.component.hypervisor.host import domain_xml, host_xml, until
 from vmagentd.errors import LibvirtUnreachable
 from vmagentd.hypervisor.connection import Connection
-from vmagentd.hypervisor.domains import Domains
+from vmagentd.hypervisor.domains import Answered, Domains
 from vmagentd.hypervisor.guest import AskMethod
 from vmagentd.journal.store import Journal, open_journal
 from vmagentd.model import (
@@ -94,11 +94,21 @@ class Meddled(Domains):
 
     @override
     async def start(
-        self, vm: VmUuid, *, paused: bool, discard_saved_state: bool, deadline: timedelta
+        self,
+        vm: VmUuid,
+        *,
+        paused: bool,
+        discard_saved_state: bool,
+        deadline: timedelta,
+        answered: Answered = lambda: None,
     ) -> None:
         if not await self._meddle("start"):
             await super().start(
-                vm, paused=paused, discard_saved_state=discard_saved_state, deadline=deadline
+                vm,
+                paused=paused,
+                discard_saved_state=discard_saved_state,
+                deadline=deadline,
+                answered=answered,
             )
 
     @override
@@ -108,9 +118,9 @@ class Meddled(Domains):
         return await super().shutdown(vm)
 
     @override
-    async def destroy(self, vm: VmUuid) -> None:
+    async def destroy(self, vm: VmUuid, *, answered: Answered = lambda: None) -> None:
         if not await self._meddle("destroy"):
-            await super().destroy(vm)
+            await super().destroy(vm, answered=answered)
 
     @override
     async def reboot(self, vm: VmUuid) -> AskMethod:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vmagentd.journal.fold import Fold
 from vmagentd.lifecycle.steps import end, is_forced, step
 from vmagentd.model import (
+    Answered,
     Event,
     EventKind,
     Link,
@@ -78,6 +79,9 @@ class Story:
         self.transitions: list[Transition] = []
         self.doubts: set[VmUuid] = set()
         self.events = 0
+        self.operations = 0
+        # as the journal has each
+        self.kept: dict[OperationId, Operation] = {}
         self.queries = 0
         self.link = 1
         self._vms = {vm.uuid: vm for vm in vms}
@@ -236,10 +240,11 @@ class Story:
         self._tell(LinkLost(time=self.now, cause="it ended", link=self.link))
         self.link += 1
 
-    def accept(self, parameters: Parameters, *, number: int = 1) -> Operation:
+    def accept(self, parameters: Parameters) -> Operation:
         self.now += SECOND
+        self.operations += 1
         operation = Operation(
-            id=OperationId(f"op-{number}"),
+            id=OperationId(f"op-{self.operations}"),
             vm=self.uuid,
             vm_name="a",
             actor="tester",
@@ -272,6 +277,11 @@ class Story:
         self._tell(operation)
         return operation
 
+    def answer(self, operation: Operation) -> list[Transition]:
+        """Have libvirt say that it did what *operation* asked for."""
+        self.now += SECOND
+        return self._tell(Answered(vm=self.uuid, operation=operation.id, time=self.now))
+
     def finish(
         self, operation: Operation, *, failure: OperationFailure | None = None
     ) -> list[Transition]:
@@ -289,6 +299,7 @@ class Story:
         batch: Batch = self._fold.apply([fact])
         self._fold.commit(batch)
         self._vms |= batch.vms
+        self.kept |= batch.operations
         self.head = batch.head
         self.transitions += batch.transitions
         self.doubts = batch.doubts

@@ -107,9 +107,15 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.story = Story()
         self.operations: list[Operation] = []
-        self.under_way: Operation | None = None
+        self.asked: Operation | None = None
         self.before: Vm | None = None
         self.checked = 0
+
+    @property
+    def under_way(self) -> Operation | None:
+        """What was asked for last, unless it is over: libvirt's answer may have ended it."""
+        over = self.asked is not None and self.story.kept[self.asked.id].phase.final
+        return None if over else self.asked
 
     @initialize(vm=st.booleans())
     def _begin(self, *, vm: bool) -> None:
@@ -182,8 +188,8 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.story.known and self.under_way is None)
     @rule(parameters=st.sampled_from([START, STOP, FORCED_STOP]))
     def accept(self, parameters: Parameters) -> None:
-        self.under_way = self.story.accept(parameters, number=len(self.operations))
-        self.operations.append(self.under_way)
+        self.asked = self.story.accept(parameters)
+        self.operations.append(self.asked)
 
     @precondition(lambda self: self.under_way is not None)
     @rule(data=st.data())
@@ -191,14 +197,19 @@ class Machine(RuleBasedStateMachine):
         assert self.under_way is not None
         following = sorted(p for p in STEPS[self.under_way.phase] if not p.final)
         phase: OperationPhase = data.draw(st.sampled_from(following))
-        self.under_way = self.story.take_step(self.under_way, phase)
+        self.asked = self.story.take_step(self.under_way, phase)
+
+    @precondition(lambda self: self.under_way is not None)
+    @rule()
+    def answer(self) -> None:
+        assert self.under_way is not None
+        self.story.answer(self.under_way)
 
     @precondition(lambda self: self.under_way is not None)
     @rule(failed=st.booleans())
     def finish(self, *, failed: bool) -> None:
         assert self.under_way is not None
         self.story.finish(self.under_way, failure=FAILURE if failed else None)
-        self.under_way = None
 
     @invariant()
     def every_transition_is_sound(self) -> None:
