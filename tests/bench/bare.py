@@ -1,6 +1,6 @@
 """The least that an operation can cost here: what it consists of, and nothing around it.
 
-A server of nothing but grpc.aio and sqlite3: for each call it commits three rows, one after the
+A server of nothing but grpc.aio and sqlite3: for each call it commits two rows, one after the
 other, each with a sync as the journal's, in a thread of their own; has another thread do nothing
 at all in between; and streams three messages. No gate, nobody to identify, no VM.
 
@@ -87,7 +87,6 @@ async def _serve(directory: Path) -> None:
         yield told
         yield told
         await asyncio.to_thread(lambda: None)
-        await rows.commit()
         await rows.commit()
         yield told
 

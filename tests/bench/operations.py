@@ -108,7 +108,7 @@ def _test_driver(directory: Path) -> None:
                 f"{verb}, test driver: added at the median {1000 * added:.2f} ms,"
                 f" {added / least:.2f} times the least"
             )
-        print(told("the least: three bare commits and three bare messages", times["bare"]))
+        print(told("the least: two bare commits and three bare messages", times["bare"]))
         print(told("for comparison, one GetVm", times["GetVm"]))
         print(told("for comparison, one fdatasync", [_sync(directory) for _ in range(100)]))
         domain.create()

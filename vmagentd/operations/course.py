@@ -28,9 +28,12 @@ class Course:
         self._grown = asyncio.Event()
 
     def tell(self, operation: Operation) -> None:
-        """Tell a step, a turn of the loop later: first comes what follows from it."""
+        """Tell a step; one that more follows, a turn of the loop later: libvirt is asked first."""
         self._committed.append(operation)
-        asyncio.get_running_loop().call_soon(self._grow)
+        if operation.phase.final:
+            self._grow()
+        else:
+            asyncio.get_running_loop().call_soon(self._grow)
 
     def place(self, place: int) -> None:
         """Tell its place among those that wait for their turn."""
