@@ -140,19 +140,55 @@ def test_pause_resume_and_reboot(vms: Vms, begun: Begin) -> None:
     assert len(out.splitlines()) == 3
 
 
-def test_a_request_is_repeated_after_the_daemon_was_killed(
-    own_daemon: Daemon, guest: Guests, begun: Begin
-) -> None:
+@pytest.fixture
+def own_deaf(own_daemon: Daemon, guest: Guests) -> Guest:
+    """A guest that ignores the power button, up, and a daemon that may be killed."""
     with Watcher(own_daemon.target) as watcher:
-        vms = Vms(guest, own_daemon, watcher)
-        vm = vms.up(Spec(Behaviour.DEAF))
+        return Vms(guest, own_daemon, watcher).up(Spec(Behaviour.DEAF))
+
+
+def test_a_stop_is_followed_into_the_next_daemon(
+    own_daemon: Daemon, own_deaf: Guest, begun: Begin
+) -> None:
+    ask = ("stop", own_deaf.name, "--grace", "8s", "--on-grace-expired", "force")
+    run = begun(*ask, target=own_daemon.target)
+    operation = run.operation()
+    own_daemon.kill()
+    own_daemon.start()
+    code, out, err = run.end()
+    waiting = f"lost vmagentd at {own_daemon.target}; waiting for it up to 1m"
+    assert (code, err) == (0, f"vmagentctl: {waiting}\n")
+    assert out.count(" accepted, operation ") == 1
+    assert out.splitlines()[-1].startswith(f"{own_deaf.name}: STOPPED (forced) after ")
+    listed = begun("operations", "--vm", own_deaf.name, "-o", "json", target=own_daemon.target)
+    kept = json.loads(listed.end()[1])["operations"]
+    assert [each["operationId"] for each in kept] == [operation]
+
+
+def test_a_stop_is_followed_through_an_orderly_restart(
+    own_daemon: Daemon, own_deaf: Guest, begun: Begin
+) -> None:
+    run = begun("stop", own_deaf.name, target=own_daemon.target)
+    run.until("guest asked to shut down")
+    own_daemon.stop()
+    own_daemon.start()
+    own_deaf.domain.destroy()
+    code, out, err = run.end()
+    assert (code, err.count("\n")) == (0, 1)
+    assert out.splitlines()[-1].startswith(f"{own_deaf.name}: STOPPED (forced) after ")
+
+
+def test_a_request_is_repeated_after_the_daemon_was_killed(
+    own_daemon: Daemon, own_deaf: Guest, begun: Begin
+) -> None:
+    vm = own_deaf
     ask = ("stop", vm.name, "--grace", "8s", "--on-grace-expired", "force", "--request-id", "r1")
-    first = begun(*ask, target=own_daemon.target)
+    first = begun(*ask, "--reconnect-timeout", "0s", target=own_daemon.target)
     operation = first.operation()
     own_daemon.kill()
     code, _, err = first.end()
     assert code == 4
-    assert f"see `vmagentctl operation {operation[:8]}`" in err
+    assert f"see `vmagentctl operation {operation[:8]}`, or ask again with --request-id r1" in err
     own_daemon.start()
     code, out, err = begun(*ask, target=own_daemon.target).end()
     assert (code, err) == (0, "")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import socket
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc.aio
@@ -27,7 +28,7 @@ from vmagent.v1.vm_agent_service_pb2_grpc import (
 from vmagent.v1.vm_pb2 import Initiator, InitiatorKind, Source, Vm, VmReason, VmState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -59,6 +60,15 @@ async def serving(path: Path, **methods: Callable[..., Any]) -> AsyncIterator[gr
         yield server
     finally:
         await server.stop(None)
+
+
+@contextmanager
+def listening(target: Path) -> Iterator[socket.socket]:
+    """A socket as systemd holds one: whoever connects waits until somebody takes it over."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(target))
+        listener.listen()
+        yield listener
 
 
 async def refuse(

@@ -180,20 +180,6 @@ async def test_an_interrupt_ends_it_at_once_and_names_the_operation(target: Path
     assert done.err == "vmagentctl: operation op-of-a on a goes on in the daemon\n"
 
 
-async def test_losing_the_daemon_names_the_operation_too(target: Path) -> None:
-    async with (
-        serving(target, Stop=never_ends) as server,
-        started(target, "stop", "a") as process,
-    ):
-        await line(process.stdout)
-        await line(process.stdout)
-        await server.stop(None)
-        done = await ended(process)
-    assert done.code == 4
-    assert "during stop operation op-of-a on a" in done.err
-    assert done.err.count("\n") == 1
-
-
 @pytest.mark.parametrize("phases", [(), (ACCEPTED,)])
 async def test_an_end_without_an_outcome_is_no_success(
     target: Path, phases: tuple[OperationPhase.ValueType, ...]

@@ -6,7 +6,6 @@ import asyncio
 import os
 import select
 import socket
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,10 +15,10 @@ from vmagent.ctl.targets import Daemon
 from vmagent.v1.vm_agent_service_pb2 import GetHostRequest
 
 from tests.component.api.conftest import Setting, serving
+from tests.component.ctl.scripted import listening
 from tests.component.ctl.terminal import DEADLINE_S, ended, started, vmagentctl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -29,15 +28,6 @@ async def told(target: Path, *arguments: str) -> str:
     assert done.err.startswith(f"vmagentctl: cannot reach vmagentd at unix:{target}: ")
     assert done.err.count("\n") == 1
     return done.err
-
-
-@contextmanager
-def listening(target: Path) -> Iterator[socket.socket]:
-    """A socket as systemd holds one: whoever connects waits until somebody takes it over."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(target))
-        listener.listen()
-        yield listener
 
 
 async def test_no_socket(target: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from vmagent.ctl.operate import ENDED, step_words
+from vmagent.ctl.operate import step_words
+from vmagent.ctl.words import ENDED
 from vmagent.v1.operation_pb2 import Operation, OperationPhase, OperationStep, OperationVerb
 
 from vmagentd import model

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.struct_pb2 import Struct
 
 from vmagent.ctl.channel import ANSWER_TIMEOUT_S, connect
+from vmagent.ctl.errand import Errand
 from vmagent.ctl.failures import ExitCode
 from vmagent.ctl.host import print_host
 from vmagent.ctl.lines import history_lines
@@ -30,18 +31,14 @@ from vmagent.ctl.words import NOTHING, plain
 from vmagent.v1.vm_agent_service_pb2 import (
     GetHostRequest,
     GetVmRequest,
-    PauseRequest,
-    RebootRequest,
-    ResumeRequest,
-    StartRequest,
-    StopRequest,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Iterable
 
+    from vmagent.ctl.errand import Request, Step, Way
     from vmagent.ctl.follow import Follower
-    from vmagent.ctl.operate import Operations, Request, Step
+    from vmagent.ctl.operate import Operations
     from vmagent.ctl.targets import Daemon
     from vmagent.v1.vm_agent_service_pb2 import (
         ListTransitionsRequest,
@@ -169,25 +166,15 @@ async def _present_journal(daemon: Daemon) -> str:
 
 
 async def operate(
-    daemon: Daemon, operations: Operations, vms: Iterable[str], request: Request
+    way: Way, operations: Operations, vms: Iterable[str], request: Request
 ) -> ExitCode:
     """Do something to VMs, each by a copy of *request*, if need be with an identity of its own."""
-    async with connect(daemon) as service:
+    async with way:
 
         def call(vm: str) -> AsyncIterable[Step]:
             own = copy.deepcopy(request)
             own.vm = vm
             own.request_id = request.request_id or str(uuid.uuid4())
-            match own:
-                case StartRequest():
-                    return service.Start(own)
-                case StopRequest():
-                    return service.Stop(own)
-                case RebootRequest():
-                    return service.Reboot(own)
-                case PauseRequest():
-                    return service.Pause(own)
-                case ResumeRequest():
-                    return service.Resume(own)
+            return Errand(way, own).responses()
 
         return await operations.run(vms, call)

@@ -59,6 +59,8 @@ _NO_ANSWER = {
     grpc.StatusCode.DEADLINE_EXCEEDED,  # our own: those of the daemon come with a reason
     grpc.StatusCode.CANCELLED,
 }
+# What a connection that breaks looks like, too.
+_BROKEN = _NO_ANSWER | {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 _STATUS_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 _Detail = TypeVar("_Detail", bound="Message")
 
@@ -77,6 +79,11 @@ def reason_of(error: AioRpcError) -> str:
     """Return the daemon's reason; empty if the status is not its own."""
     info = _detail(error, ErrorInfo)
     return info.reason if info else ""
+
+
+def broken(error: AioRpcError) -> bool:
+    """Return whether a call may have ended because its connection broke."""
+    return error.code() in _BROKEN and not reason_of(error)
 
 
 def retry_delay_of(error: AioRpcError) -> timedelta | None:

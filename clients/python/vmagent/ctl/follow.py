@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import grpc.aio
 
 from vmagent.ctl.channel import failure_of, open_channel
-from vmagent.ctl.failures import ExitCode, Failure, reason_of, refusal, retry_delay_of
+from vmagent.ctl.failures import ExitCode, Failure, broken, reason_of, refusal, retry_delay_of
 from vmagent.v1.transition_pb2 import Cursor
 from vmagent.v1.vm_agent_service_pb2 import WatchStatusRequest, WatchStatusResponse
 from vmagent.v1.vm_agent_service_pb2_grpc import VmAgentServiceStub
@@ -30,13 +30,6 @@ if TYPE_CHECKING:
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 10.0
 _PLACE_IS_VOID = {"JOURNAL_REPLACED", "REVISION_COMPACTED"}
-# Also without a reason of the daemon's: what a connection that breaks looks like.
-_BROKEN = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNKNOWN,
-}
 
 
 @dataclass(kw_only=True)
@@ -131,7 +124,7 @@ class Follower:
         worth = (
             reason == "WATCHER_TOO_SLOW"
             or error.code() is grpc.StatusCode.UNAVAILABLE
-            or (not reason and error.code() in _BROKEN)
+            or broken(error)
             or retry_delay_of(error) is not None
         )
         if not self._connected or not worth:

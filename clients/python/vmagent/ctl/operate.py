@@ -11,7 +11,7 @@ from vmagent.ctl.channel import failure_of
 from vmagent.ctl.failures import ExitCode, Failure, outcome, reason_of, refusal
 from vmagent.ctl.screen import Output, Screen, print_json, tell
 from vmagent.ctl.vms import name_of, state_and_reason
-from vmagent.ctl.words import clock, length, moment_of, phase_word, plain, short, verb_word
+from vmagent.ctl.words import ENDED, clock, length, moment_of, phase_word, plain, verb_word
 from vmagent.v1.operation_pb2 import Operation, OperationOutcome, OperationPhase, OperationVerb
 
 if TYPE_CHECKING:
@@ -20,23 +20,9 @@ if TYPE_CHECKING:
     from grpc.aio import AioRpcError
     from rich.text import Text
 
+    from vmagent.ctl.errand import Step
     from vmagent.ctl.targets import Daemon
     from vmagent.v1.operation_pb2 import OperationStep
-    from vmagent.v1.vm_agent_service_pb2 import (
-        PauseRequest,
-        PauseResponse,
-        RebootRequest,
-        RebootResponse,
-        ResumeRequest,
-        ResumeResponse,
-        StartRequest,
-        StartResponse,
-        StopRequest,
-        StopResponse,
-    )
-
-    Request = StartRequest | StopRequest | RebootRequest | PauseRequest | ResumeRequest
-    Step = StartResponse | StopResponse | RebootResponse | PauseResponse | ResumeResponse
 
 _AT_ONCE = 64  # more wait for their turn: the daemon bounds what one caller may have open
 _START, _STOP = OperationVerb.OPERATION_VERB_START, OperationVerb.OPERATION_VERB_STOP
@@ -55,12 +41,6 @@ _STEP_WORDS = {
     (_PAUSE, OperationPhase.OPERATION_PHASE_WAITING): "waiting for it to be paused",
     (_RESUME, OperationPhase.OPERATION_PHASE_APPLYING): "libvirt resumes it",
     (_RESUME, OperationPhase.OPERATION_PHASE_WAITING): "waiting for it to run",
-}
-ENDED = {
-    OperationPhase.OPERATION_PHASE_SUCCEEDED,
-    OperationPhase.OPERATION_PHASE_FAILED,
-    OperationPhase.OPERATION_PHASE_CANCELLED,
-    OperationPhase.OPERATION_PHASE_INTERRUPTED,
 }
 
 
@@ -99,7 +79,9 @@ class Operations:
         try:
             last = await self._follow(vm, steps)
         except grpc.aio.AioRpcError as error:
-            return self._fail(await self._failure(vm, error))
+            return self._fail(await self._failure(error))
+        except Failure as failure:
+            return self._fail(failure)
         finally:
             self._open.pop(vm, None)
         if last is None or last.operation.phase not in ENDED:
@@ -123,7 +105,7 @@ class Operations:
                     print_json(last, self._output)
                 elif self._output is Output.TABLE:
                     self._print_steps(last, seen)
-                seen = len(last.operation.steps)
+                seen = max(seen, len(last.operation.steps))
         finally:
             if self._output is Output.JSON and last is not None:
                 print_json(last, self._output)
@@ -143,31 +125,19 @@ class Operations:
         if operation.phase == OperationPhase.OPERATION_PHASE_SUCCEEDED:
             self._screen.line((f"{name}: ", "bold"), result(response))
 
-    async def _failure(self, vm: str, error: AioRpcError) -> Failure:
-        """Return why the call of *vm* ended.
+    async def _failure(self, error: AioRpcError) -> Failure:
+        """Return why a call ended.
 
         If the daemon cannot be reached, the way to it is tried for the first VM only, and in a
         thread: where nobody answers it takes seconds, and steps of others are shown meanwhile.
         """
         failure = refusal(error)
-        if failure.code is not ExitCode.UNREACHABLE:
-            return failure
-        if vm in self._open:
-            return self._lost(self._open[vm])
-        if reason_of(error):
+        if failure.code is not ExitCode.UNREACHABLE or reason_of(error):
             return failure
         if self._obstacle is None:
             tried = asyncio.to_thread(failure_of, error, self._daemon)
             self._obstacle = asyncio.create_task(tried, name="obstacle")
         return await self._obstacle
-
-    def _lost(self, operation: Operation) -> Failure:
-        return Failure(
-            f"lost vmagentd at {self._daemon.name} during {verb_word(operation.verb)} operation "
-            f"{operation.operation_id} on {operation.vm_name}; see `vmagentctl operation "
-            f"{short(operation.operation_id)}` for how it went, once the daemon is back",
-            ExitCode.UNREACHABLE,
-        )
 
     def _fail(self, failure: Failure) -> ExitCode:
         sentence = str(failure)

@@ -14,11 +14,12 @@ from vmagent.ctl.channel import ANSWER_TIMEOUT_S, connect
 from vmagent.ctl.failures import ExitCode, Failure
 from vmagent.ctl.listing import print_pages
 from vmagent.ctl.moments import parse_time
-from vmagent.ctl.operate import ENDED, step_words
+from vmagent.ctl.operate import step_words
 from vmagent.ctl.options import Common, OutputOption, Target, parse_value, read
 from vmagent.ctl.pages import joined, operation_pages
 from vmagent.ctl.screen import Output, Screen, print_json
 from vmagent.ctl.words import (
+    ENDED,
     NOTHING,
     ago,
     clock,

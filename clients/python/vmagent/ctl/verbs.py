@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmagent.ctl import commands, leaving
+from vmagent.ctl.durations import parse_duration
+from vmagent.ctl.errand import Way
 from vmagent.ctl.failures import ExitCode  # noqa: TC001 - typer reads annotations
 from vmagent.ctl.operate import Operations
 from vmagent.ctl.options import (
@@ -18,7 +20,9 @@ from vmagent.ctl.options import (
     Target,
     VmsArgument,
     duration,
+    read,
 )
+from vmagent.ctl.screen import tell
 from vmagent.v1.operation_pb2 import (
     RebootMode,
     RebootOnGraceExpired,
@@ -34,7 +38,7 @@ from vmagent.v1.vm_agent_service_pb2 import (
 )
 
 if TYPE_CHECKING:
-    from vmagent.ctl.operate import Request
+    from vmagent.ctl.errand import Request
 
 
 class GraceExpired(StrEnum):
@@ -59,6 +63,14 @@ GraceOption = Annotated[
 GraceExpiredOption = Annotated[
     GraceExpired, typer.Option(help="What to do when the guest takes longer.")
 ]
+ReconnectTimeoutOption = Annotated[
+    str,
+    typer.Option(
+        metavar="DURATION",
+        help="How long to wait for a vmagentd that goes away meanwhile, to follow the operation "
+        "to its end in the next one; then it ends with 4.",
+    ),
+]
 TimeoutOption = Annotated[
     str | None, typer.Option(metavar="DURATION", help="How long it may take [60s].")
 ]
@@ -79,6 +91,7 @@ def start(
         str | None, typer.Option(metavar="DURATION", help="How long it may take [120s].")
     ] = None,
     request_id: RequestIdOption = "",
+    reconnect_timeout: ReconnectTimeoutOption = "60s",
     target: Target = None,
     output: OutputOption = None,
 ) -> ExitCode:
@@ -90,7 +103,9 @@ def start(
         force=force,
         timeout=duration("--timeout", timeout),
     )
-    return _operate(context.obj, target, output, vms, request)
+    return _operate(
+        context.obj, request, vms=vms, target=target, output=output, wait=reconnect_timeout
+    )
 
 
 def stop(
@@ -101,6 +116,7 @@ def stop(
     grace: GraceOption = None,
     on_grace_expired: GraceExpiredOption = GraceExpired.FAIL,
     request_id: RequestIdOption = "",
+    reconnect_timeout: ReconnectTimeoutOption = "60s",
     target: Target = None,
     output: OutputOption = None,
 ) -> ExitCode:
@@ -111,7 +127,9 @@ def stop(
         grace_period=duration("--grace", grace),
         on_grace_expired=_STOP_ON_GRACE_EXPIRED[on_grace_expired],
     )
-    return _operate(context.obj, target, output, vms, request)
+    return _operate(
+        context.obj, request, vms=vms, target=target, output=output, wait=reconnect_timeout
+    )
 
 
 def reboot(
@@ -122,6 +140,7 @@ def reboot(
     grace: GraceOption = None,
     on_grace_expired: GraceExpiredOption = GraceExpired.FAIL,
     request_id: RequestIdOption = "",
+    reconnect_timeout: ReconnectTimeoutOption = "60s",
     target: Target = None,
     output: OutputOption = None,
 ) -> ExitCode:
@@ -132,7 +151,9 @@ def reboot(
         grace_period=duration("--grace", grace),
         on_grace_expired=_REBOOT_ON_GRACE_EXPIRED[on_grace_expired],
     )
-    return _operate(context.obj, target, output, vms, request)
+    return _operate(
+        context.obj, request, vms=vms, target=target, output=output, wait=reconnect_timeout
+    )
 
 
 def pause(
@@ -141,12 +162,15 @@ def pause(
     vms: VmsArgument,
     timeout: TimeoutOption = None,
     request_id: RequestIdOption = "",
+    reconnect_timeout: ReconnectTimeoutOption = "60s",
     target: Target = None,
     output: OutputOption = None,
 ) -> ExitCode:
     """Take the CPU from VMs until they are resumed. A VM that is paused is left alone."""
     request = PauseRequest(request_id=request_id, timeout=duration("--timeout", timeout))
-    return _operate(context.obj, target, output, vms, request)
+    return _operate(
+        context.obj, request, vms=vms, target=target, output=output, wait=reconnect_timeout
+    )
 
 
 def resume(
@@ -155,21 +179,32 @@ def resume(
     vms: VmsArgument,
     timeout: TimeoutOption = None,
     request_id: RequestIdOption = "",
+    reconnect_timeout: ReconnectTimeoutOption = "60s",
     target: Target = None,
     output: OutputOption = None,
 ) -> ExitCode:
     """Resume VMs that are paused, wake up those that sleep. A VM that runs is left alone."""
     request = ResumeRequest(request_id=request_id, timeout=duration("--timeout", timeout))
-    return _operate(context.obj, target, output, vms, request)
+    return _operate(
+        context.obj, request, vms=vms, target=target, output=output, wait=reconnect_timeout
+    )
 
 
 def _operate(
-    common: Common, target: str | None, output: OutputOption, vms: list[str], request: Request
+    common: Common,
+    request: Request,
+    *,
+    vms: list[str],
+    target: str | None,
+    output: OutputOption,
+    wait: str,
 ) -> ExitCode:
     """Do one thing to VMs, each by a copy of *request*."""
     if request.request_id and len(set(vms)) > 1:
         raise typer.BadParameter("it is of one request: name one VM", param_hint="--request-id")
+    patience = read("--reconnect-timeout", wait, parse_duration)
     daemon = common.daemon(target)
     operations = Operations(common.form(output), daemon)
     leaving.on_interrupt(operations.last_words)
-    return asyncio.run(commands.operate(daemon, operations, vms, request))
+    way = Way(daemon, patience, tell)
+    return asyncio.run(commands.operate(way, operations, vms, request))

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from vmagent.v1.vm_pb2 import Initiator
 
 NOTHING = "-"
+# The phases of an operation that is over.
+ENDED = {
+    OperationPhase.OPERATION_PHASE_SUCCEEDED,
+    OperationPhase.OPERATION_PHASE_FAILED,
+    OperationPhase.OPERATION_PHASE_CANCELLED,
+    OperationPhase.OPERATION_PHASE_INTERRUPTED,
+}
 _KIBI = 1024
 _MINUTE = timedelta(minutes=1)
 _HOURS_MATTER_DAYS = 10

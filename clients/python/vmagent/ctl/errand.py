@@ -1,0 +1,242 @@
+"""A request that survives the daemon.
+
+It has an identity: repeated under that, it joins the operation that it led to, or is told how that
+went. So when the daemon goes away, for an upgrade say, the request is repeated until the next
+daemon takes it up, or patience is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+
+from vmagent.ctl.channel import open_channel
+from vmagent.ctl.failures import ExitCode, Failure, broken, reason_of
+from vmagent.ctl.words import ENDED, short, span, verb_word
+from vmagent.v1.operation_pb2 import OperationVerb
+from vmagent.v1.vm_agent_service_pb2 import (
+    GetOperationRequest,
+    PauseRequest,
+    RebootRequest,
+    ResumeRequest,
+    StartRequest,
+    StopRequest,
+)
+from vmagent.v1.vm_agent_service_pb2_grpc import VmAgentServiceStub
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from datetime import timedelta
+    from types import TracebackType
+    from typing import Self
+
+    from grpc.aio import AioRpcError
+
+    from vmagent.ctl.targets import Daemon
+    from vmagent.v1.operation_pb2 import Operation
+    from vmagent.v1.vm_agent_service_pb2 import (
+        PauseResponse,
+        RebootResponse,
+        ResumeResponse,
+        StartResponse,
+        StopResponse,
+    )
+    from vmagent.v1.vm_agent_service_pb2_grpc import VmAgentServiceAsyncStub
+
+    Request = StartRequest | StopRequest | RebootRequest | PauseRequest | ResumeRequest
+    Step = StartResponse | StopResponse | RebootResponse | PauseResponse | ResumeResponse
+
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 2.0
+# What the next daemon goes on with; others it only settles by what has become of the VM.
+_GO_ON = {
+    OperationVerb.OPERATION_VERB_STOP,
+    OperationVerb.OPERATION_VERB_PAUSE,
+    OperationVerb.OPERATION_VERB_RESUME,
+}
+
+
+class Way:
+    """The way to a daemon, for all errands of a run: a channel; when it is lost, another one."""
+
+    def __init__(self, daemon: Daemon, patience: timedelta, tell: Callable[[str], None]) -> None:
+        """Prepare.
+
+        Args:
+            daemon: where it leads.
+            patience: how long a daemon that goes away may be away.
+            tell: says to the person that it is away, once each time.
+        """
+        self.daemon, self.patience = daemon, patience
+        self._tell = tell
+        # since when the daemon is away, by the monotonic clock; None: it is not
+        self.lost_at: float | None = None
+        self._known = False  # whether anybody was ever there
+
+    async def __aenter__(self) -> Self:
+        self._open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._channel.close()
+
+    def _open(self) -> None:
+        self._channel = open_channel(self.daemon)
+        self.service: VmAgentServiceAsyncStub = VmAgentServiceStub(self._channel)
+
+    def arrived(self) -> None:
+        """Take note that something came from the daemon."""
+        self._known, self.lost_at = True, None
+
+    def was_there(self) -> bool:
+        """Return whether a call that just broke can have reached somebody."""
+        down = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        self._known = self._known or self._channel.get_state() is not down
+        return self._known
+
+    def lost(self) -> float:
+        """Take note that the daemon went away; return when."""
+        if self.lost_at is None:
+            self.lost_at = time.monotonic()
+            if self.patience:
+                patience = span(self.patience)
+                self._tell(f"lost vmagentd at {self.daemon.name}; waiting for it up to {patience}")
+        return self.lost_at
+
+    async def renew(self, lost: VmAgentServiceAsyncStub) -> None:
+        """Have another channel in place of a lost one, unless another errand had it before."""
+        if self.service is not lost:
+            return
+        old = self._channel
+        try:
+            self._open()
+        except Failure:  # files that are being replaced, one by one
+            return
+        await old.close()
+
+
+class Errand:
+    """One request, repeated until it is known how its operation ended."""
+
+    def __init__(self, way: Way, request: Request) -> None:
+        self._way, self._request = way, request
+        self._operation: Operation | None = None  # as it was told last
+        self._lost_at: float | None = None
+
+    async def responses(self) -> AsyncIterator[Step]:
+        """Yield what the daemon sends, and after a loss the next daemon, until the call is over.
+
+        Raises:
+            AioRpcError: the daemon refuses, the operation did not succeed, or there is no daemon.
+            Failure: the daemon went away, and was not back in time or has forgotten it.
+        """
+        self._lost_at = self._way.lost_at
+        if self._left_s() == 0:
+            problem = f"lost vmagentd at {self._way.daemon.name}; it was not asked for other VMs"
+            raise Failure(problem, ExitCode.UNREACHABLE)
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            service = self._way.service
+            try:
+                async for step in self._steps(service):
+                    pause_s = _FIRST_PAUSE_S
+                    yield step
+            except TimeoutError:
+                raise self._given_up() from None
+            except grpc.aio.AioRpcError as error:
+                if not self._is_lost(error):
+                    raise
+            else:
+                return
+            if self._operation is not None and self._operation.phase in ENDED:
+                return  # only the call's end was lost
+            self._lost_at = self._lost_at or self._way.lost()
+            if self._left_s() == 0:
+                raise self._given_up()
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            await self._way.renew(service)
+
+    async def _steps(self, service: VmAgentServiceAsyncStub) -> AsyncIterator[Step]:
+        """Yield what comes through one channel."""
+        if self._operation is not None:
+            await self._look_up(self._operation, service)
+        steps = self._call(service)
+        while True:
+            async with asyncio.timeout(self._left_s()):
+                step = await anext(steps, None)
+            if step is None:
+                return
+            self._operation, self._lost_at = step.operation, None
+            self._way.arrived()
+            yield step
+
+    async def _look_up(self, operation: Operation, service: VmAgentServiceAsyncStub) -> None:
+        """Make sure that it is known there: else the repeated request would be a new one."""
+        asked = GetOperationRequest(operation_id=operation.operation_id)
+        try:
+            await service.GetOperation(asked, timeout=self._left_s())
+        except grpc.aio.AioRpcError as error:
+            if reason_of(error) != "OPERATION_NOT_FOUND":
+                raise
+            sentence = (
+                f"vmagentd at {self._way.daemon.name} is back and knows nothing of "
+                f"{_words(operation)}: it has another journal; look at the VM and ask again"
+            )
+            raise Failure(sentence, ExitCode.FAILED) from error
+
+    def _call(self, service: VmAgentServiceAsyncStub) -> AsyncIterator[Step]:
+        match self._request:
+            case StartRequest():
+                return aiter(service.Start(self._request))
+            case StopRequest():
+                return aiter(service.Stop(self._request))
+            case RebootRequest():
+                return aiter(service.Reboot(self._request))
+            case PauseRequest():
+                return aiter(service.Pause(self._request))
+            case ResumeRequest():
+                return aiter(service.Resume(self._request))
+
+    def _is_lost(self, error: AioRpcError) -> bool:
+        """Return whether a call ended because the daemon went away, or is not quite back."""
+        reason = reason_of(error)
+        if reason == "SHUTTING_DOWN":
+            return True
+        if reason:  # a daemon that has just started cannot go on before it can ask libvirt
+            return self._lost_at is not None and error.code() is grpc.StatusCode.UNAVAILABLE
+        return broken(error) and self._way.was_there()
+
+    def _left_s(self) -> float | None:
+        """Return how long the daemon may be away yet; None while it is not."""
+        if self._lost_at is None:
+            return None
+        return max(0, self._lost_at + self._way.patience.total_seconds() - time.monotonic())
+
+    def _given_up(self) -> Failure:
+        lost, operation = f"lost vmagentd at {self._way.daemon.name}", self._operation
+        again = f"ask again with --request-id {self._request.request_id}"
+        if operation is None:
+            sentence = f"{lost} before it told what becomes of {self._request.vm}; {again}"
+            return Failure(sentence, ExitCode.UNREACHABLE)
+        goes_on = operation.verb in _GO_ON
+        future = "which goes on" if goes_on else "whose outcome is known"
+        sentence = (
+            f"{lost} during {_words(operation)}, {future} when vmagentd is back: see `vmagentctl "
+            f"operation {short(operation.operation_id)}`, or {again}"
+        )
+        return Failure(sentence, ExitCode.UNREACHABLE)
+
+
+def _words(operation: Operation) -> str:
+    verb = verb_word(operation.verb)
+    return f"{verb} operation {operation.operation_id} on {operation.vm_name}"
