@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import typer.main
@@ -20,7 +19,8 @@ class Option:
     names: tuple[str, ...]
     value: str | None  # what stands for its value; None: it takes none
     choices: tuple[str, ...]
-    help: str
+    is_path: bool
+    help: str  # with what holds if it is not given, in brackets
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Command:
 
     words: tuple[str, ...]
     arguments: tuple[str, ...]
+    takes_path: bool  # as an argument
     options: tuple[Option, ...]
     help: str
 
@@ -48,6 +49,7 @@ def _walk(words: tuple[str, ...], command: Any) -> Iterator[Command]:  # noqa: A
     yield Command(
         words,
         tuple(_argument(p) for p in shown if p.param_type_name == "argument"),
+        any(p.type_descriptor.is_path for p in shown if p.param_type_name == "argument"),
         tuple(_option(p) for p in shown if p.param_type_name == "option"),
         (command.help or "").strip(),
     )
@@ -58,15 +60,18 @@ def _walk(words: tuple[str, ...], command: Any) -> Iterator[Command]:  # noqa: A
 
 def _argument(parameter: Any) -> str:  # noqa: ANN401
     name = parameter.metavar or parameter.name.upper()
-    return f"{name}..." if parameter.nargs == -1 else name
+    name = f"{name}..." if parameter.nargs == -1 else name
+    return name if parameter.required else f"[{name}]"
 
 
 def _option(parameter: Any) -> Option:  # noqa: ANN401
-    annotation = parameter.type_descriptor.annotation
-    is_choice = isinstance(annotation, type) and issubclass(annotation, Enum)
-    choices = tuple(str(choice.value) for choice in annotation) if is_choice else ()
+    kind = parameter.type_descriptor
+    choices = tuple(str(choice.value) for choice in kind.choices or ())
     value = None
     if not parameter.is_flag and not parameter.count:
         value = "|".join(choices) or parameter.metavar or parameter.name.upper()
     names = sorted((*parameter.opts, *parameter.secondary_opts), key=len)
-    return Option(tuple(names), value, choices, parameter.help or "")
+    text = parameter.help or ""
+    if parameter.default and parameter.show_default:
+        text += f" [{getattr(parameter.default, 'value', parameter.default)}]"
+    return Option(tuple(names), value, choices, kind.is_path, text)

@@ -49,12 +49,15 @@ _vmagentctl "$@"
 
 def bash(commands: list[Command]) -> str:
     """Return the completion for bash."""
-    return _cases(_BASH, commands, 'COMPREPLY=($(compgen -W "{}" -- "$cur")); return')
+    files = 'compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$cur")); return'
+    return _cases(
+        _BASH, commands, 'COMPREPLY=($(compgen -W "{}" -- "$cur")); return', files, "$cur"
+    )
 
 
 def zsh(commands: list[Command]) -> str:
     """Return the completion for zsh."""
-    return _cases(_ZSH, commands, "compadd -- {}; return")
+    return _cases(_ZSH, commands, "compadd -- {}; return", "_files; return", "${words[CURRENT]}")
 
 
 def fish(commands: list[Command]) -> str:
@@ -71,6 +74,8 @@ def fish(commands: list[Command]) -> str:
             lines.append(
                 f"complete -c vmagentctl -n '{before}' -a {last} -d '{_quoted(command.summary)}'"
             )
+        if command.takes_path:
+            lines.append(f"complete -c vmagentctl -n '__fish_seen_subcommand_from {last}' -F")
         for option in command.options:
             parts = ["complete -c vmagentctl"]
             if last:
@@ -81,22 +86,25 @@ def fish(commands: list[Command]) -> str:
             ]
             if option.value:
                 parts.append(f"-x -a '{' '.join(option.choices)}'" if option.choices else "-x")
+                parts[-1] = "-r -F" if option.is_path else parts[-1]
             parts.append(f"-d '{_quoted(option.help)}'")
             lines.append(" ".join(parts))
     return "\n".join(lines) + "\n"
 
 
-def _cases(script: str, commands: list[Command], offer: str) -> str:
+def _cases(script: str, commands: list[Command], offer: str, files: str, typed: str) -> str:
     words, choices = [], []
     for command in commands:
         name = " ".join(command.words)
         below = [c.words[-1] for c in commands if c.words and c.words[:-1] == command.words]
         options = [name for option in command.options for name in option.names]
-        words.append(
-            f"        '{name}') {offer.format(' '.join([*below, *options, '--help']))} ;;"
-        )
+        offered = offer.format(" ".join([*below, *options, "--help"]))
+        if command.takes_path:
+            offered = f"[[ {typed} == -* ]] || {{ {files}; }}; {offered}"
+        words.append(f"        '{name}') {offered} ;;")
         choices += [
-            f"        '{name}:{spelled}') {offer.format(' '.join(option.choices))} ;;"
+            f"        '{name}:{spelled}') "
+            f"{files if option.is_path else offer.format(' '.join(option.choices))} ;;"
             for option in command.options
             if option.value
             for spelled in option.names

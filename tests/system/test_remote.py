@@ -191,7 +191,7 @@ def test_a_watch_ends_and_tells_why(elsewhere: OtherHost) -> None:
 def test_without_one_there_is_no_way(elsewhere: OtherHost) -> None:
     done = elsewhere.vmagentctl(None, "list")
     assert done.code == 2
-    assert "with a certificate of your own; --cert, --key not given" in done.err
+    assert "with a certificate of your own; write --cert, --key before" in done.err
 
 
 def test_a_port_where_nobody_listens_is_told(elsewhere: OtherHost) -> None:

@@ -90,8 +90,33 @@ def test_the_completions_are_scripts(documents: Path) -> None:
         if shutil.which(shell) is not None:
             script = documents / f"vmagentctl.{shell}"
             subprocess.run([shell, "-n", script], check=True, timeout=30)
-    typed = "COMP_WORDS=(vmagentctl stop --on-grace-expired f); COMP_CWORD=3"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("stop --on-grace-expired f", ["fail", "force"]),
+        ("audit --kind j", ["joined"]),
+        ("--cert vmagentctl.z", ["vmagentctl.zsh"]),
+        ("pki fo", ["folder"]),
+        ("stop --gr", ["--grace"]),
+    ],
+)
+def test_bash_offers_what_there_is(documents: Path, typed: str, offered: list[str]) -> None:
+    (documents / "folder").mkdir(exist_ok=True)
+    words = ["vmagentctl", *typed.split()]
+    there = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}"
     asked = '_vmagentctl; echo "${COMPREPLY[@]}"'
-    command = ["bash", "-c", f"source {documents}/vmagentctl.bash; {typed}; {asked}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    assert done.stdout.split() == ["fail", "force"]
+    command = ["bash", "-c", f"source ./vmagentctl.bash; {there}; {asked}"]
+    done = subprocess.run(
+        command, cwd=documents, capture_output=True, text=True, check=True, timeout=30
+    )
+    assert [word for word in done.stdout.split() if word in offered or "-" in word] == offered
+
+
+def test_the_manual_tells_what_holds_unless_it_is_said(documents: Path) -> None:
+    page = (documents / "vmagentctl.1").read_text().replace("\\-", "-")
+    assert "How many at most; 0 shows all. [100]" in page
+    assert "What to do when the guest takes longer. [fail]" in page
+    assert "--kind operation|joined|refusal" in page
+    assert "history [VM]" in page

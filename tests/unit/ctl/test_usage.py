@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,11 @@ from vmagent.v1.vm_pb2 import VmState
         (["stop"], "VM"),
         (["stop", "a", "--grace", "5x"], "--grace: '5x' is not a duration"),
         (["stop", "a", "--grace", "-5s"], "--grace: '-5s' is not a duration"),
-        (["stop", "a", "--on-grace-expired", "maybe"], "--on-grace-expired"),
+        (
+            ["stop", "a", "--on-grace-expired", "maybe"],
+            ": 'maybe' is not one of 'fail', 'force' (",
+        ),
+        (["stop", "a", "--reconnect-timeout", "ever"], "--reconnect-timeout: 'ever' is not a dur"),
         (["start", "a", "--timeout", "soon"], "--timeout: 'soon' is not a duration"),
         (["watch", "--heartbeat", "never"], "--heartbeat: 'never' is not a duration"),
         (["watch", "--resume-from", "a:b"], "--resume-from"),
@@ -46,6 +51,8 @@ from vmagent.v1.vm_pb2 import VmState
         (["reboot", "a", "b", "--request-id", "x"], "--request-id: it is of one request"),
         (["host", "--target", "tcp:x"], "--target: 'tcp:x' names no daemon"),
         (["host", "--target", "a:7443"], "--target: a:7443 is reached over TLS"),
+        (["host", "--target", "a:7443"], "write --cert, --key, --ca before the command, or"),
+        (["host", "--cert", "me.pem"], "No such option: --cert; write it before the command ("),
         (["host", "--target", "nobody-has-this"], "--target: 'nobody-has-this' is no target"),
         (["--target", "unix:", "host"], "--target: 'unix:' is not a socket"),
         (["--target", "unix:/" + "x" * 107, "host"], "107 bytes"),
@@ -67,6 +74,22 @@ def test_bad_usage_is_one_line_that_names_what_is_bad(
 def test_no_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 2
     assert "Commands:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", "list", "stop", "operations", "watch", "audit", "pki"])
+def test_no_option_is_told_with_a_type_of_pythons(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command.split(), "--help"]) == 0
+    options = capsys.readouterr().out.partition("Options:")[2]
+    assert not re.search(r"<(str|path|list\[.*|int range)>", options)
+
+
+def test_help_names_the_values_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["operations", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "this verb: start, stop, reboot, pause, resume. May be repeated." in text
+    assert "succeeded so: done, already_done. May be repeated." in text
 
 
 def test_help_and_version_need_no_daemon(capsys: pytest.CaptureFixture[str]) -> None:

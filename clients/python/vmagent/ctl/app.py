@@ -17,10 +17,12 @@ from vmagent.ctl.follow import Follower
 from vmagent.ctl.moments import parse_moment
 from vmagent.ctl.operations import cancel, operation, operations
 from vmagent.ctl.options import (
+    STATES,
     CaOption,
     CertOption,
     Common,
     KeyOption,
+    LimitOption,
     OutputOption,
     ServerNameOption,
     Target,
@@ -68,6 +70,12 @@ def _usage(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "vmagentctl"
     message = " ".join(error.format_message().split()).rstrip(".")
+    message = message.replace("Value error, ", "", 1)  # whose error it was is of no interest
+    if context and any(
+        getattr(error, "option_name", None) in parameter.opts
+        for parameter in context.find_root().command.params
+    ):
+        message += "; write it before the command"
     return f"{plain(message)} (see {command} --help)"
 
 
@@ -103,7 +111,8 @@ def list_(
     context: typer.Context,
     *,
     state: Annotated[
-        list[str] | None, typer.Option(help="Only VMs in this state. May be repeated.")
+        list[str] | None,
+        typer.Option(metavar="STATE", help=f"Only VMs in this state: {STATES}. May be repeated."),
     ] = None,
     name: Annotated[str, typer.Option(metavar="GLOB", help="Only VMs of such a name.")] = "",
     everything: Annotated[bool, typer.Option("--all", help="Also VMs that are gone.")] = False,
@@ -138,7 +147,8 @@ def watch(
     context: typer.Context,
     *,
     vms: Annotated[
-        list[str] | None, typer.Argument(metavar="[VM]", help="Only these VMs.")
+        list[str] | None,
+        typer.Argument(metavar="VM", help="Only these VMs, also once they come to be."),
     ] = None,
     resume_from: Annotated[
         str | None,
@@ -173,8 +183,8 @@ def watch(
 def history(
     context: typer.Context,
     *,
-    vm: Annotated[str, typer.Argument(metavar="[VM]", help="Only this VM.")] = "",
-    limit: Annotated[int, typer.Option(min=0, help="How many at most; 0 shows all.")] = 100,
+    vm: Annotated[str, typer.Argument(metavar="VM", help="Only this VM.")] = "",
+    limit: LimitOption = 100,
     oldest_first: Annotated[
         bool, typer.Option("--oldest-first", help="Oldest first instead of newest first.")
     ] = False,

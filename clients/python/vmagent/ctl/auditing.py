@@ -13,7 +13,7 @@ from rich.text import Text
 from vmagent.ctl.failures import ExitCode  # noqa: TC001 - typer reads the annotations
 from vmagent.ctl.listing import print_pages
 from vmagent.ctl.moments import parse_time
-from vmagent.ctl.options import Common, OutputOption, Target, read
+from vmagent.ctl.options import Common, LimitOption, OutputOption, Target, read
 from vmagent.ctl.pages import audit_pages, joined
 from vmagent.ctl.words import NOTHING, clock, phase_word, plain, short
 from vmagent.v1.access_pb2 import AuditKind
@@ -45,10 +45,13 @@ _KINDS = {
 def audit(
     context: typer.Context,
     *,
-    vm: Annotated[str, typer.Option(help="Only what concerns this VM.")] = "",
-    actor: Annotated[str, typer.Option(help="Only what this actor did.")] = "",
+    vm: Annotated[str, typer.Option(metavar="VM", help="Only what concerns this VM.")] = "",
+    actor: Annotated[
+        str, typer.Option(metavar="ACTOR", help="Only what this actor did, like user:root.")
+    ] = "",
     kind: Annotated[
-        list[Kind] | None, typer.Option(help="Only records of this kind. May be repeated.")
+        list[Kind] | None,
+        typer.Option(metavar="|".join(Kind), help="Only records of this kind. May be repeated."),
     ] = None,
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help="From this time or age (2h) on.")
@@ -56,7 +59,7 @@ def audit(
     until: Annotated[
         str | None, typer.Option(metavar="TIME", help="Before this time or age.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="How many at most; 0 shows all.")] = 100,
+    limit: LimitOption = 100,
     target: Target = None,
     output: OutputOption = None,
 ) -> ExitCode:

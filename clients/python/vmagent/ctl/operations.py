@@ -15,7 +15,14 @@ from vmagent.ctl.failures import ExitCode, Failure
 from vmagent.ctl.listing import print_pages
 from vmagent.ctl.moments import parse_time
 from vmagent.ctl.operate import step_words
-from vmagent.ctl.options import Common, OutputOption, Target, parse_value, read
+from vmagent.ctl.options import (
+    Common,
+    LimitOption,
+    OutputOption,
+    Target,
+    parse_value,
+    read,
+)
 from vmagent.ctl.pages import joined, operation_pages
 from vmagent.ctl.screen import Output, Screen, print_json
 from vmagent.ctl.words import (
@@ -31,6 +38,7 @@ from vmagent.ctl.words import (
     phase_word,
     plain,
     short,
+    value_names,
     verb_word,
 )
 from vmagent.v1.operation_pb2 import OperationOutcome, OperationPhase, OperationVerb
@@ -48,6 +56,10 @@ if TYPE_CHECKING:
     from vmagent.v1.vm_agent_service_pb2 import ListOperationsResponse
     from vmagent.v1.vm_agent_service_pb2_grpc import VmAgentServiceAsyncStub
 
+_PHASES = value_names(OperationPhase.DESCRIPTOR)
+_VERBS = value_names(OperationVerb.DESCRIPTOR)
+_OUTCOMES = value_names(OperationOutcome.DESCRIPTOR)
+_REPEATED = "May be repeated."
 _TITLES = ("OPERATION", "VERB", "VM", "ACTOR", "ACCEPTED", "PHASE", "TOOK", "NOTE")
 _STYLES = {
     OperationPhase.OPERATION_PHASE_SUCCEEDED: "green",
@@ -68,16 +80,23 @@ OperationArgument = Annotated[
 def operations(
     context: typer.Context,
     *,
-    vm: Annotated[str, typer.Option(help="Only those on this VM.")] = "",
-    actor: Annotated[str, typer.Option(help="Only those this actor asked for.")] = "",
+    vm: Annotated[str, typer.Option(metavar="VM", help="Only those on this VM.")] = "",
+    actor: Annotated[
+        str, typer.Option(metavar="ACTOR", help="Only those this actor asked for, like user:root.")
+    ] = "",
     phase: Annotated[
-        list[str] | None, typer.Option(help="Only those in this phase. May be repeated.")
+        list[str] | None,
+        typer.Option(metavar="PHASE", help=f"Only those in this phase: {_PHASES}. {_REPEATED}"),
     ] = None,
     verb: Annotated[
-        list[str] | None, typer.Option(help="Only those of this verb. May be repeated.")
+        list[str] | None,
+        typer.Option(metavar="VERB", help=f"Only those of this verb: {_VERBS}. {_REPEATED}"),
     ] = None,
     outcome: Annotated[
-        list[str] | None, typer.Option(help="Only those that succeeded so. May be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="OUTCOME", help=f"Only those that succeeded so: {_OUTCOMES}. {_REPEATED}"
+        ),
     ] = None,
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help="Accepted from this time or age (2h) on.")
@@ -85,7 +104,7 @@ def operations(
     until: Annotated[
         str | None, typer.Option(metavar="TIME", help="Accepted before this time or age.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="How many at most; 0 shows all.")] = 100,
+    limit: LimitOption = 100,
     target: Target = None,
     output: OutputOption = None,
 ) -> ExitCode:

@@ -1,6 +1,7 @@
 """Options that several commands share, and how their values are read.
 
-A global option stands before the command or after it; the one after it wins.
+`--target` and `--output` stand before the command or after it; the one after it wins. The files
+for TLS stand before it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from vmagent.ctl.durations import parse_duration
 from vmagent.ctl.screen import Output
 from vmagent.ctl.targets import DEFAULT_TARGET, TlsFiles, parse_target
-from vmagent.ctl.words import value_name
+from vmagent.ctl.words import value_name, value_names
 from vmagent.v1.transition_pb2 import Cursor
 from vmagent.v1.vm_pb2 import VmState
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vmagent.ctl.targets import Daemon
 
 TARGET_VARIABLE = "VMAGENTD_TARGET"
+STATES = value_names(VmState.DESCRIPTOR)
 _MOST_DIGITS = 18  # of an int64, safely
 
 Target = Annotated[
@@ -40,15 +42,21 @@ Target = Annotated[
     ),
 ]
 CertOption = Annotated[
-    Path | None, typer.Option(help="Your certificate, for HOST:PORT. Else $VMAGENTD_CERT.")
+    Path | None,
+    typer.Option(metavar="FILE", help="Your certificate, for HOST:PORT. Else $VMAGENTD_CERT."),
 ]
-KeyOption = Annotated[Path | None, typer.Option(help="Its key. Else $VMAGENTD_KEY.")]
+KeyOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Its key. Else $VMAGENTD_KEY.")
+]
 CaOption = Annotated[
-    Path | None, typer.Option(help="The CA of that host's certificate. Else $VMAGENTD_CA.")
+    Path | None,
+    typer.Option(metavar="FILE", help="The CA of that host's certificate. Else $VMAGENTD_CA."),
 ]
 ServerNameOption = Annotated[
     str | None,
-    typer.Option(help="Its name, if it is not HOST. Else $VMAGENTD_SERVER_NAME."),
+    typer.Option(
+        metavar="HOST", help="Its name, if it is not HOST:PORT's. Else $VMAGENTD_SERVER_NAME."
+    ),
 ]
 OutputOption = Annotated[
     Output | None,
@@ -62,6 +70,9 @@ OutputOption = Annotated[
 VmArgument = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID of the VM.")]
 VmsArgument = Annotated[list[str], typer.Argument(metavar="VM", help="Names or UUIDs of VMs.")]
 
+LimitOption = Annotated[
+    int, typer.Option(min=0, metavar="N", help="How many at most; 0 shows all.")
+]
 RequestIdOption = Annotated[
     str,
     typer.Option(
@@ -121,8 +132,7 @@ def parse_value(text: str, enum: EnumDescriptor, noun: str) -> int:
     name = text.upper().replace("-", "_")
     known = {value_name(enum, number): number for number in enum.values_by_number if number}
     if name not in known:
-        names = ", ".join(known).lower()
-        raise ValueError(f"{text!r} is no {noun}; the {noun}s are {names}")
+        raise ValueError(f"{text!r} is no {noun}; the {noun}s are {value_names(enum)}")
     return known[name]
 
 

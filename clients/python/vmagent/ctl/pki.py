@@ -45,7 +45,9 @@ def pki(
         list[str] | None,
         typer.Option(metavar="URI", help="Who calls, like spiffe://site/ops. Repeatable."),
     ] = None,
-    days: Annotated[int, typer.Option(min=1, max=_CA_DAYS, help="How long they hold.")] = 365,
+    days: Annotated[
+        int, typer.Option(min=1, max=_CA_DAYS, metavar="N", help="How many days they hold.")
+    ] = 365,
 ) -> ExitCode:
     """Make a CA and certificates, to try remote access with; nothing is written over.
 

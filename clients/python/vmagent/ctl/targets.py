@@ -134,8 +134,8 @@ def _remote(text: str, files: TlsFiles) -> Remote:
         missing = [name for name in ("cert", "key", "ca") if getattr(files, name) is None]
         options = ", ".join(f"--{name}" for name in missing)
         raise ValueError(
-            f"{text} is reached over TLS with a certificate of your own; {options} not given, "
-            "neither here nor in the environment or the file of targets"
+            f"{text} is reached over TLS with a certificate of your own; write {options} before "
+            "the command, or name them in the environment or the file of targets"
         )
     return Remote(
         host=host,

@@ -67,8 +67,8 @@ ReconnectTimeoutOption = Annotated[
     str,
     typer.Option(
         metavar="DURATION",
-        help="How long to wait for a vmagentd that goes away meanwhile, to follow the operation "
-        "to its end in the next one; then it ends with 4.",
+        help="How long vmagentd may be away meanwhile, as when it restarts: the next one tells "
+        "the end; else vmagentctl ends with 4.",
     ),
 ]
 TimeoutOption = Annotated[

@@ -59,6 +59,11 @@ def value_name(enum: EnumDescriptor, number: int) -> str:
     return value.name.removeprefix(_WORD_START.sub("_", enum.name).upper() + "_")
 
 
+def value_names(enum: EnumDescriptor) -> str:
+    """Return the names of all values of an enum, as they may be written: `done, already_done`."""
+    return ", ".join(value_name(enum, n).lower() for n in enum.values_by_number if n)
+
+
 def _words(enum: EnumDescriptor, number: int) -> str:
     return value_name(enum, number).lower().replace("_", " ") if number else NOTHING
 
