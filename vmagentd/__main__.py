@@ -41,10 +41,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"vmagentd: {line}", file=sys.stderr)  # noqa: T201 - there is no log yet
         return _EX_CONFIG
     if check:
-        print(f"{file or config.DEFAULT_FILE}: no problem found")  # noqa: T201 - what was asked for
-        return 0
+        return _check(settings, file)
     logs.set_up(settings.log_level)
     return _run(settings, partial(config.load, file, options))
+
+
+def _check(settings: config.Config, file: Path | None) -> int:
+    """Look into the files that good settings name, and say what was found."""
+    path, network = file or config.DEFAULT_FILE, settings.remote.network
+    if network is not None:
+        from vmagentd.api import tls  # noqa: PLC0415 - imports gRPC
+
+        try:
+            tls.Tls(network.tls)
+        except StartupError as error:
+            print(f"vmagentd: {path}: {error}", file=sys.stderr)  # noqa: T201 - there is no log
+            return _EX_CONFIG
+    found = f"{path}: no problem found" if path.exists() else f"no {path}: the defaults hold"
+    print(found)  # noqa: T201 - what was asked for
+    return 0
 
 
 def _run(settings: config.Config, load: Callable[[], config.Config]) -> int:
@@ -126,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         "--check-config",
         action="store_true",
         default=False,
-        help="check the settings, say what is wrong with them, and end",
+        help="check the settings and the files for TLS, say what is wrong with them, and end",
     )
     parser.add_argument("--version", action="version", version=f"vmagentd {version('vmagentd')}")
     return parser
