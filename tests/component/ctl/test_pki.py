@@ -33,6 +33,8 @@ def test_it_makes_what_the_daemon_takes_and_the_settings_to_paste(
     (tmp_path / "vmagentd.toml").write_text(
         "\n".join(line for line in said.splitlines() if not line.startswith("vmagentctl"))
     )
+    needed = [folder, folder / "server.pem", folder / "server.key", folder / "ca.pem"]
+    assert f"chown vmagentd {' '.join(map(str, needed))}\n" in said
     settings = config.load(tmp_path / "vmagentd.toml", {})
     assert settings.remote.network is not None
     Tls(settings.remote.network.tls)
@@ -61,7 +63,8 @@ def test_nothing_is_written_over(
     (folder / present).write_text("mine")
     assert run(["pki", str(folder), "--server", "h1"]) == 1
     assert capsys.readouterr().err == (
-        f"vmagentctl: {folder / present} is there already; nothing is written over\n"
+        f"vmagentctl: {folder / present} is there already, and nothing is written over; "
+        "take it away, or name another folder\n"
     )
     assert (folder / present).read_text() == "mine"
     assert {file.name for file in folder.iterdir()} == {"ca.pem", "ca.key", present}

@@ -61,7 +61,10 @@ def pki(
             _Issue(ca, days).server(folder, names)
         stems = [_Issue(ca, days).client(folder, uri) for uri in uris]
     except FileExistsError as error:
-        problem = f"{error.filename} is there already; nothing is written over"
+        problem = (
+            f"{error.filename} is there already, and nothing is written over; take it away, or "
+            "name another folder"
+        )
         raise Failure(problem, ExitCode.FAILED) from error
     except OSError as error:
         problem = f"{error.filename or folder}: {error.strerror}"
@@ -224,6 +227,9 @@ def _tell(folder: Path, names: list[str], uris: list[str], stems: list[str]) -> 
         for key, file in (("certificate", "server.pem"), ("key", "server.key")):
             screen.line(f'{key} = "{folder / file}"')
         screen.line(f'client_ca = "{folder / "ca.pem"}"')
+        needed = (folder, folder / "server.pem", folder / "server.key", folder / "ca.pem")
+        screen.line("# which a service that runs as vmagentd can read after this, as root")
+        screen.line(f"# chown vmagentd {' '.join(map(str, needed))}")
     for uri in uris:
         screen.line("[[access.grants]]")
         screen.line('role = "operator"')
