@@ -7,14 +7,14 @@ PY := .venv/bin/python
 
 .PHONY: help
 help:  ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup:  ## Install what is missing: Debian packages, .venv from requirements.lock
 	@scripts/setup
 
 .PHONY: demo
-demo: setup  ## See it work: a daemon, a watcher and a few VMs of libvirt's test driver
+demo: setup  ## See it work: a daemon, a watcher and the VM of libvirt's test driver
 	@$(PY) demo/first_light.py
 
 .PHONY: run
@@ -50,7 +50,7 @@ fuzz:  ## Send anything at all to a daemon for a while (MINUTES=5 SEED=)
 	@$(PY) -m tests.fuzz --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
 .PHONY: bench
-bench:  ## Measure what has a number to reach; NAME=hung is one of callback, footprint, gate, hung, operations, reconnect, tls
+bench:  ## Measure what has a number to reach (NAME=callback, footprint, gate, hung, operations, reconnect or tls)
 	@scripts/setup test
 	@for name in $(or $(NAME),callback footprint gate hung operations reconnect tls); do $(PY) -m tests.bench.$$name; done
 

@@ -197,8 +197,8 @@ async def _serve(
             gc.freeze()
             notify.ready()
             log.info(
-                "serving %d VMs of %s on %s%s",
-                len(journal.vms),
+                "serving %s of %s on %s%s",
+                notify.counted(len(journal.vms), "VM"),
                 config.libvirt_uri,
                 config.socket,
                 "" if journal.link.connected else f", blind: {journal.link.cause}",

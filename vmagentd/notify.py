@@ -89,7 +89,7 @@ def status_line(vms: Iterable[Vm], *, watchers: int, link: Link, trouble: str | 
         since = f" since {link.blind_since:%F %T %Z}" if link.blind_since else ""
         parts.append(f"BLIND{since}: {link.cause}")
     running = counts[VmState.RUNNING]
-    parts += [f"{_many(counts.total(), 'VM')}, {running} running", _many(watchers, "watcher")]
+    parts += [f"{counted(counts.total(), 'VM')}, {running} running", counted(watchers, "watcher")]
     return "; ".join(parts).replace("\n", " ")
 
 
@@ -133,7 +133,8 @@ def _watchdog_s() -> float | None:
     return int(allowed) / 1e6
 
 
-def _many(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
+    """Return a number and its noun: `1 VM`, `2 VMs`."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 

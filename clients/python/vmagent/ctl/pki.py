@@ -105,7 +105,7 @@ def _ca(folder: Path) -> _Ca:
             load_pem_private_key,
         )
     except ImportError as error:
-        problem = "this needs Python's cryptography: pip install 'vmagentd-client[pki]'"
+        problem = "this needs Python's cryptography: pip install cryptography"
         raise Failure(problem, ExitCode.FAILED) from error
     if not (folder / "ca.pem").exists():
         key = ec.generate_private_key(ec.SECP256R1())
