@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -183,6 +183,25 @@ async def test_history_tells_when_nobody_looked(served: Served) -> None:
     assert newest.transitions[0].revision == 2
     first = await served.stub.ListTransitions(pb.ListTransitionsRequest(max_revision=1))
     assert "it ended" not in [interval.cause for interval in first.blind_intervals]
+
+
+async def test_a_page_without_transitions_has_the_blindness_of_its_revisions(
+    served: Served,
+) -> None:
+    await served.survey(sighting(1, "web"))
+    await served.lose_link()
+    await served.survey(sighting(1, "web", VmState.STOPPED))
+    await served.survey(sighting(1, "web"))
+    assert await blindness(served, min_revision=4) == []
+    await served.lose_link()
+    await served.survey(sighting(1, "web"))  # nothing has changed
+    assert await blindness(served, min_revision=4) == ["it ended"]
+    assert await blindness(served, min_revision=4, oldest_first=True) == ["it ended"]
+
+
+async def blindness(served: Served, **which: Any) -> list[str]:  # noqa: ANN401  # any field
+    page = await served.stub.ListTransitions(pb.ListTransitionsRequest(**which))
+    return [interval.cause for interval in page.blind_intervals]
 
 
 async def test_a_page_up_to_now_has_the_blindness_that_lasts(served: Served) -> None:

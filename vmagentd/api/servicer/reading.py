@@ -16,14 +16,21 @@ from vmagentd.api.servicer.references import (
     sees_transition,
 )
 from vmagentd.errors import OperationNotFound, VmNotFound
-from vmagentd.model import Cursor, OperationPhase, OperationPlace, VmUuid
+from vmagentd.model import (
+    Cursor,
+    HistoryFilter,
+    OperationPhase,
+    OperationPlace,
+    Revision,
+    VmUuid,
+)
 
 if TYPE_CHECKING:
     from grpc import aio
     from vmagent.v1 import operation_pb2
 
     from vmagentd.journal.store import Journal
-    from vmagentd.model import BlindInterval, HistoryFilter, Operation, Transition
+    from vmagentd.model import BlindInterval, Operation, Transition
     from vmagentd.operations.starts import Starts
 
     _Context = aio.ServicerContext[Any, Any]
@@ -152,6 +159,10 @@ class Reading:
         """Return the times when nobody looked that overlap a page, as the contract says."""
         # The host's clock may have been set back, so the first is not always the earliest.
         times = [transition.time for transition in page]
+        if not times and which.min_revision is not None:
+            # it begins behind the revision before, whichever VM's that was
+            before = HistoryFilter(max_revision=Revision(which.min_revision - 1))
+            times = [each.time for each in await self._journal.transitions(before, limit=1)]
         since = min(times, default=which.min_time)
         until = max(times, default=which.max_time)
         if newest and which.max_revision is None:
