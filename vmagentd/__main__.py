@@ -63,9 +63,10 @@ def _check(settings: config.Config, file: Path | None) -> int:
 
 
 def _run(settings: config.Config, load: Callable[[], config.Config]) -> int:
-    # read by gRPC as it is imported: we never fork, and its own lines are none of ours
+    # Read by gRPC as it is imported. We never fork; and what its core calls an error anybody can
+    # cause who reaches the port, without a certificate and as often as he likes.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from vmagentd import daemon  # noqa: PLC0415 - imports gRPC
 
     # Events are taken in a thread of libvirt's, which needs the interpreter a few times for each.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import socket
+import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -87,6 +89,26 @@ async def _end(responses: AsyncIterator[pb.WatchStatusResponse]) -> aio.AioRpcEr
     except aio.AioRpcError as error:
         return error
     raise AssertionError("it ended without one")
+
+
+async def test_a_stranger_writes_nothing_into_the_log(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GRPC_VERBOSITY")  # of the tests: the daemon has its own
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    ca = issue(None, "the CA", ca=True)
+    configured(folder, ca, port)
+    context = ssl.create_default_context(cadata=ca.pem.decode())
+    context.check_hostname = False
+    async with daemon(folder), asyncio.timeout(DEADLINE_S):
+        # It has no certificate, and asks for a host of another name.
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=context, server_hostname="another.example"
+        )
+        writer.close()
+    lines = (folder / "log").read_text().splitlines()
+    assert [each for each in lines if not re.match(r"[\d:.]{12} (INFO|WARNING) ", each)] == []
 
 
 async def test_a_port_in_use_is_one_line(folder: Path) -> None:
