@@ -48,6 +48,38 @@ Upgrading restarts it, migrates the journal and loses nothing: clients wait at t
 resume. A large journal needs room for that, beside it and in /var/tmp: up to 50 MB each for every
 million transitions. Removing the package keeps the journal, purging it deletes the journal.
 """
+_TARGETS = """
+~/.config/vmagentctl/config.toml
+    Names for --target, each with what else is needed to get there. Paths are relative to the file.
+    | [targets.host1]
+    | target = "host1.example.com:7443"
+    | cert = "me.pem"
+    | key = "me.key"
+    | ca = "ca.pem"
+/etc/vmagentd/vmagentctl.toml
+    The same for all users of the host, for names that are not in the former.
+"""
+_ENVIRONMENT = """
+VMAGENTD_TARGET, VMAGENTD_CERT, VMAGENTD_KEY, VMAGENTD_CA, VMAGENTD_SERVER_NAME
+    Stand for the options of that name where these are not given.
+"""
+_CLIENT_EXITS = """
+0
+    Done. Of several results the highest number is the exit status.
+1
+    It failed: the daemon refused it, or the operation did not succeed.
+2
+    Wrong usage.
+3
+    No such VM, or no such operation.
+4
+    vmagentd cannot be reached, or went away and was not back in time. What it had accepted is not
+    undone by that: vmagentctl operations tells how it goes.
+130
+    Interrupted; likewise.
+141
+    Nobody reads what it prints.
+"""
 _SIGNALS = """
 SIGTERM, SIGINT
     End, within drain_timeout and a few seconds.
@@ -96,7 +128,8 @@ def vmagentctl(commands: list[Command]) -> str:
     whole, *rest = commands
     about = f"{whole.help}\n\nOf any command, --help says more."
     told = [
-        f"{' '.join((*c.words, *c.arguments))}\n    {c.help}\n\n{_options(c.options, '    ')}"
+        f"{' '.join((*c.words, *c.arguments))}\n"
+        f"{textwrap.indent(c.help, '    ')}\n\n{_options(c.options, '    ')}"
         for c in rest
     ]
     return _page(
@@ -109,6 +142,9 @@ def vmagentctl(commands: list[Command]) -> str:
             "OPTIONS": _options(whole.options),
             "COMMANDS": "\n".join(told),
             "ACCESS": _ACCESS,
+            "ENVIRONMENT": _ENVIRONMENT,
+            "FILES": _TARGETS,
+            "EXIT STATUS": _CLIENT_EXITS,
             "SEE ALSO": "vmagentd(8), virsh(1)",
         },
     )
@@ -143,7 +179,10 @@ def _options(options: tuple[Option, ...], indent: str = "") -> str:
 
 
 def _page(name: str, section: int, about: str, sections: dict[str, str]) -> str:
-    """Return a page; in its sections an indented line belongs to the one above that is not."""
+    """Return a page; in its sections an indented line belongs to the one above that is not.
+
+    One that begins with a bar is shown as it is.
+    """
     parts = [
         f'.TH {_roff(name.upper())} {section} "" "vmagentd {version("vmagentd")}"',
         f".SH NAME\n{_roff(name)} \\- {_roff(about)}",
@@ -156,12 +195,17 @@ def _page(name: str, section: int, about: str, sections: dict[str, str]) -> str:
 def _paragraphs(text: str) -> list[str]:
     lines, depth = [], 0
     all_lines = text.splitlines()
+    indents = [(len(line) - len(line.lstrip())) // 4 if line.strip() else -1 for line in all_lines]
+    indents += [-1, -1]  # to look ahead at the end
     for at, line in enumerate(all_lines):
-        indent = (len(line) - len(line.lstrip())) // 4
-        below = all_lines[at + 1] if at + 1 < len(all_lines) else ""
-        heads = below.strip() and (len(below) - len(below.lstrip())) // 4 > indent
-        if not line.strip():
-            lines.append(".PP" if indent == depth == 0 else ".sp")
+        indent, below = indents[at], indents[at + 1]
+        heads = below > indent >= 0
+        if indent < 0:
+            goes_on = below > depth and not indents[at + 2] > below
+            lines.append(".sp" if goes_on or depth else ".PP")
+            continue
+        if line.lstrip().startswith("| "):
+            lines += [".br", _roff(line.strip()[2:])]
             continue
         while heads and depth > indent:
             lines.append(".RE")

@@ -120,3 +120,11 @@ def test_the_manual_tells_what_holds_unless_it_is_said(documents: Path) -> None:
     assert "What to do when the guest takes longer. [fail]" in page
     assert "--kind operation|joined|refusal" in page
     assert "history [VM]" in page
+
+
+def test_the_manual_tells_where_the_name_of_a_target_comes_from(documents: Path) -> None:
+    page = (documents / "vmagentctl.1").read_text().replace("\\-", "-")
+    for file in ("~/.config/vmagentctl/config.toml", "/etc/vmagentd/vmagentctl.toml"):
+        assert f"\\fB{file}\\fR" in page
+    for name in ("TARGET", "CERT", "KEY", "CA", "SERVER_NAME"):
+        assert f"VMAGENTD_{name}" in page

@@ -37,7 +37,8 @@ Target = Annotated[
     typer.Option(
         "--target",
         metavar="unix:PATH|HOST:PORT|NAME",
-        help=f"The daemon. Else ${TARGET_VARIABLE}, else {DEFAULT_TARGET}.",
+        help=f"The daemon; NAME is one in vmagentctl's files. Else ${TARGET_VARIABLE}, else "
+        f"{DEFAULT_TARGET}.",
         show_default=False,
     ),
 ]
