@@ -171,6 +171,24 @@ async def test_one_that_cannot_go_on_yet_is_given_time(daemons: Daemons) -> None
     assert (done.code, done.err) == (0, "")
 
 
+async def test_who_may_do_it_still_after_a_change_of_access_is_not_bothered(
+    daemons: Daemons,
+) -> None:
+    changes = iter([True, False])
+
+    async def reloads(request: StopRequest, context: Context) -> AsyncIterator[StopResponse]:
+        accepted, stopped = stop_responses(request.vm, ACCEPTED, SUCCEEDED)
+        yield accepted
+        if next(changes):
+            await refuse(context, grpc.StatusCode.ABORTED, "ACCESS_CHANGED", "it has changed")
+        yield stopped
+
+    asks = daemons.get_operation
+    async with serving(daemons.target, GetOperation=asks, Stop=reloads):
+        done = await vmagentctl(daemons.target, "stop", "a")
+    assert (done.code, done.err, len(done.out.splitlines())) == (0, "", 2)
+
+
 async def test_several_vms_wait_together(daemons: Daemons) -> None:
     async with (
         serving(daemons.target, **daemons.stops(ACCEPTED, stays=True)) as server,

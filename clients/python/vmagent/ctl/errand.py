@@ -153,6 +153,8 @@ class Errand:
             except TimeoutError:
                 raise self._given_up() from None
             except grpc.aio.AioRpcError as error:
+                if reason_of(error) == "ACCESS_CHANGED":
+                    continue  # at once: whether it may go on is told to whoever asks again
                 if not self._is_lost(error):
                     raise
             else:
