@@ -107,12 +107,14 @@ def test_a_stop_goes_on_in_the_next_daemon(host: Host) -> None:
     host.run("virsh start slow")
     until_state(host, "slow", "RUNNING")
     # the second press, five seconds after the first, is the next daemon's
-    with host.running("vmagentctl stop slow"):
+    with host.running("vmagentctl stop slow") as stop:
         until(
             lambda: vm(host, "slow").get("activeOperationId"), "it is accepted", within_s=WITHIN_S
         )
         host.run("systemctl kill --signal=KILL vmagentd")
         until_state(host, "slow", "STOPPED")
+        # it followed what it asked for into that one
+        assert stop.wait(WITHIN_S) == 0
     host.run("virsh undefine slow")
 
 
