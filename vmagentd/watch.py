@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from vmagentd.errors import JournalReplaced, RevisionCompacted
-from vmagentd.model import Cursor, VmState
+from vmagentd.model import Cursor, Revision, VmState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from datetime import timedelta
 
     from vmagentd.journal.store import Journal
-    from vmagentd.model import Link, Revision, Transition, Vm
+    from vmagentd.model import Link, Transition, Vm
 
     Sees: TypeAlias = Callable[[str], bool]
     _Passes: TypeAlias = Callable[[Vm, str | None], bool]
@@ -146,11 +146,12 @@ class Watch:
         due = loop.time()
         while True:
             self._places[watcher] = after
-            changed = journal.changed
+            changed, head = journal.changed, journal.head
             page = await journal.page(after)
+            first = page[0].revision if page else Revision(head + 1)
+            if first != after + 1:  # compacted while this watcher slept; `oldest` may not tell yet
+                raise RevisionCompacted(after, max(first, journal.oldest))
             if page:
-                if page[0].revision != after + 1:  # compacted while this watcher slept
-                    raise RevisionCompacted(after, journal.oldest)
                 after = page[-1].revision
                 if transitions := tuple(t for t in page if passes(t.vm, t.previous_name)):
                     yield Changes(transitions=transitions)

@@ -229,8 +229,27 @@ class TestResume:
         async with opened(state_dir) as journal:
             items = Watch(journal).follow(vms=(), resume=at(journal, 4), heartbeat_interval=SELDOM)
             rows(state_dir, "DELETE FROM 'transition' WHERE revision <= 6")
-            with pytest.raises(RevisionCompacted):
+            with pytest.raises(RevisionCompacted) as caught:
                 await anext(items)
+            # the file knows it before the journal has told us
+            assert caught.value.facts == {"oldest_revision": "7"}
+
+    async def test_where_all_of_it_is_compacted_and_nothing_happens(self, tmp_path: Path) -> None:
+        state_dir = tmp_path / "compacted"
+        async with opened(state_dir) as journal:
+            await filled(journal, 300)
+        async with opened(state_dir) as journal:
+            items = Watch(journal).follow(vms=(), resume=at(journal, 0), heartbeat_interval=SELDOM)
+            async with asyncio.timeout(DEADLINE_S), aclosing(items):
+                assert isinstance(await anext(items), Changes)
+                rows(state_dir, "DELETE FROM 'transition'")
+                with pytest.raises(RevisionCompacted) as caught:
+                    async for _ in items:
+                        pass
+            assert caught.value.facts == {"oldest_revision": "301"}
+            # and there it can go on
+            seen = await watched(journal, heartbeat, resume=at(journal, 300))
+            assert seen.heartbeats[0].revision == 300
 
 
 class TestFilter:

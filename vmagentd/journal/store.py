@@ -191,7 +191,7 @@ class Journal(Records):
     async def follow(self, after: Revision) -> AsyncIterator[tuple[Transition, ...]]:
         """Yield all transitions after *after*, in order, for ever, as many at once as there are.
 
-        A slow reader delays only itself.
+        A slow reader delays only itself; what is compacted before it comes to it, it does not get.
         """
         while True:
             changed = self._changed
@@ -205,7 +205,8 @@ class Journal(Records):
     async def page(self, after: Revision) -> tuple[Transition, ...]:
         """Return the next transitions after *after*, in order; none if there is none yet.
 
-        The recent ones come from memory, older ones from SQLite.
+        The recent ones come from memory, older ones from SQLite; those that are compacted by now
+        are missing at its beginning.
         """
         if after >= self.head:
             return ()

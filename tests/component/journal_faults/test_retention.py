@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -127,6 +128,20 @@ class TestByRows:
         async with opening(state_dir) as journal:
             assert revisions(await journal.page(Revision(0))) == [1, 2]
             assert revisions(await journal.page(Revision(2)))[0] == 101
+
+    async def test_a_follower_that_is_overtaken_goes_on(
+        self, opening: Open, state_dir: Path
+    ) -> None:
+        """An operation waits for what comes, and looks at its VM for what came."""
+        async with opening(state_dir) as journal:
+            await filled(journal, 3000)
+        async with opening(state_dir) as journal:
+            rows(state_dir, "DELETE FROM 'transition'")
+            following = asyncio.create_task(collected(journal, 1, 3001))
+            # it has found nothing, and neither asks again and again nor gives up
+            await journal.page(Revision(1))
+            await journal.append(event(3001))
+            assert revisions(await following) == [3001]
 
 
 class TestByAge:
