@@ -132,14 +132,7 @@ class Surveys:
     async def _settle(self, vm: VmUuid) -> None:
         """Ask about *vm*. An event younger than the answer brings the doubt back by itself."""
         try:
-            async with self._slots:
-                query = await self._look_up(vm)
-            # a doubt that comes from here on is younger than the answer
-            self._asking.discard(vm)
-            self._telling.add(vm)
-            await self._journal.append(query)
-        except LibvirtUnreachable:
-            pass  # the survey after the next connect settles it
+            query = await self._answer(vm)
         except HypervisorError as error:
             log.warning(
                 "VM %s: query failed, left to the next survey: %s",
@@ -147,6 +140,32 @@ class Surveys:
                 error,
                 extra={"VM_UUID": vm},
             )
+            return
         finally:
+            # a doubt that comes from here on is younger than the answer
             self._asking.discard(vm)
+        if query is None:
+            return  # the survey after the next connect settles it
+        self._telling.add(vm)
+        try:
+            await self._journal.append(query)
+        finally:
             self._telling.discard(vm)
+
+    async def _answer(self, vm: VmUuid) -> Query | None:
+        """Return libvirt's answer about *vm*, however long it takes; None: the link is down.
+
+        Raises:
+            HypervisorError: libvirt refused.
+        """
+        while True:
+            try:
+                async with self._slots:
+                    return await self._look_up(vm)
+            except LibvirtUnreachable as error:
+                if not self._journal.link.connected:
+                    return None
+                # No thread was free, or the answer was not there in time: no new link will come,
+                # nor a survey with it. If the link is lost, the journal knows by the next try.
+                log.debug("VM %s: no answer: %s", vm, error, extra={"VM_UUID": vm})
+            await asyncio.sleep(_RETRY_S)

@@ -210,6 +210,39 @@ class TestDoubts:
             await journal.append(event(2, kind=EventKind.STOPPED_FAILED))
             await until(lambda: len(libvirt.asked) == 2, "the next question")
 
+    async def test_one_that_could_not_be_asked_about_is_kept_while_the_link_is_up(
+        self, journal: Journal
+    ) -> None:
+        """No thread was free, or there was no answer in time: no new link comes, nor a survey."""
+        libvirt = Libvirt(events=1)
+
+        async def busy() -> Query:
+            del libvirt.answers[uuid(1)]
+            raise LibvirtUnreachable("all 4 libvirt-observe threads are busy")
+
+        libvirt.answers[uuid(1)] = busy
+        async with running(journal, libvirt) as surveys:
+            surveys.want()
+            await surveys.first_done.wait()
+            await journal.append(event(1, kind=EventKind.STOPPED_DESTROYED))
+            await until(lambda: journal.vms[uuid(1)].state is VmState.RUNNING, "the answer")
+            assert libvirt.asked == [uuid(1), uuid(1)]
+            assert libvirt.surveys == 1
+
+    async def test_one_without_a_link_is_left_to_the_survey(self, journal: Journal) -> None:
+        libvirt = Libvirt(events=1, failures=[LibvirtUnreachable("it ended")] * 3)
+
+        async def blind() -> Query:
+            raise LibvirtUnreachable("it ended")
+
+        libvirt.answers[uuid(1)] = blind
+        async with running(journal, libvirt) as surveys:
+            await journal.append(event(1, kind=EventKind.STOPPED_DESTROYED))
+            surveys.want()
+            # as often as the doubt would have been asked about again
+            await until(lambda: libvirt.surveys == 3, "more surveys", within_s=30)
+            assert libvirt.asked == [uuid(1)]
+
 
 class TestUnsettled:
     async def test_one_is_asked_about_until_it_has_settled(self, journal: Journal) -> None:
