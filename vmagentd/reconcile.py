@@ -28,6 +28,9 @@ _RETRY_S: Final = 1.0
 # those that should be on their way. A start that fails ends without one.
 _UNSETTLED_S: Final = 1.0
 _ON_THEIR_WAY: Final = frozenset({VmState.STARTING, VmState.MIGRATING_IN, VmState.STOPPING})
+# A doubt is left alone for so long: of one VM libvirt tells several things at once, and a look at
+# it is wanted after the last. Nor is it looked at while whoever stopped it gets his answer.
+_MOMENT_S: Final = 0.01
 # Queries about single VMs that wait for libvirt at once.
 _QUERIES: Final = 4
 
@@ -104,6 +107,7 @@ class Surveys:
             changed = self._journal.changed
             self._ask(self._journal.take_doubts(), tasks)
             await changed.wait()
+            await asyncio.sleep(_MOMENT_S)
 
     async def _look_after_unsettled(self, tasks: asyncio.TaskGroup) -> Never:
         """Look often at VMs that no event may bring on."""

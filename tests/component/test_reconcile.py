@@ -150,6 +150,23 @@ class TestDoubts:
             assert libvirt.asked == [uuid(1)]
             assert journal.vms[uuid(1)].vcpus == 2
 
+    async def test_it_is_asked_about_a_moment_later(self, journal: Journal) -> None:
+        """What libvirt tells of a VM comes in bursts: then once is enough."""
+        libvirt, loop = Libvirt(events=1), asyncio.get_running_loop()
+        asked_at = loop.create_future()
+
+        async def answer() -> Query:
+            asked_at.set_result(loop.time())
+            return query(sighting(1), after_event=1)
+
+        libvirt.answers[uuid(1)] = answer
+        async with running(journal, libvirt):
+            changed = journal.changed
+            journal.record(event(1, kind=EventKind.STARTED_BOOTED))
+            await changed.wait()
+            shown_at = loop.time()
+            assert await asked_at - shown_at > 0.005
+
     async def test_an_answer_that_came_too_late_is_asked_for_again(self, journal: Journal) -> None:
         libvirt = Libvirt(events=1)
         gate = asyncio.Event()
