@@ -111,7 +111,7 @@ class Retention:
     def limit(self, limits: Limits) -> None:
         """Keep from now on what is within *limits*. In the writer's thread."""
         self._limits = limits
-        self._done_at = None
+        self._done_at = self._counted = None
 
     def pressing(self, head: Revision) -> bool:
         """Whether a step must not wait for a pause any longer."""
@@ -133,6 +133,8 @@ class Retention:
             self.compacted_to, self._unswept = end, True
             return True
         before = to_column(now - self._limits.operations_age)
+        newest, surplus = audit.newest(db), 0
+        count = self._counted is None or newest - self._counted >= _RECOUNT
         with writing(db):
             dropped = pruning.delete_operations(db, ended_before=before, most=most)
             dropped += pruning.delete_blind_intervals(
@@ -140,9 +142,15 @@ class Retention:
             )
             if self._unswept:
                 dropped += pruning.delete_overtaken(db, until=self.compacted_to, most=most)
-            dropped += self._drop_audit(
+            dropped += audit.delete_old(
                 db, before=to_column(now - self._limits.audit_age), most=most
             )
+            if count:
+                keep = self._limits.audit_records
+                surplus = audit.delete_surplus(db, keep=keep, most=most)
+        dropped += surplus
+        if count:  # not before it is committed
+            self._counted = None if surplus >= most else newest
         self._unswept = dropped >= most
         dropped += self._forget(db, fold, now, most=most)
         if dropped < most:
@@ -168,15 +176,6 @@ class Retention:
         for _ in due:
             self._leaving.popleft()
         return len(due)
-
-    def _drop_audit(self, db: SqliteDatabase, *, before: int, most: int) -> int:
-        dropped = audit.delete_old(db, before=before, most=most)
-        newest = audit.newest(db)
-        if self._counted is None or newest - self._counted >= _RECOUNT:
-            surplus = audit.delete_surplus(db, keep=self._limits.audit_records, most=most)
-            dropped += surplus
-            self._counted = None if surplus >= most else newest
-        return dropped
 
     def _droppable(
         self, db: SqliteDatabase, head: Revision, most: int, *, cutoff: int

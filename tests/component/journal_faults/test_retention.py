@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from peewee import DatabaseError
 
 from tests.component.journal.facts import (
     BEGIN,
@@ -45,9 +46,13 @@ from vmagentd.model import (
 from vmagentd.watch import Heartbeat, Watch
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.component.journal_faults.conftest import Open
+    from tests.component.journal_faults.disks import Disk
+    from vmagentd.journal.file import Kept
+    from vmagentd.journal.retention import Limits
     from vmagentd.journal.store import Journal
 
 DAY = timedelta(days=1)
@@ -254,6 +259,54 @@ class TestVmsThatAreGone:
             assert (first.revision, first.previous_state) == (fold.head + 1, None)
         finally:
             kept.db.close()
+
+
+class TestAuditRecords:
+    """They are counted now and then; what is to be dropped then is dropped."""
+
+    LIMITS = replace(NO_LIMITS, audit_records=500)
+
+    @pytest.fixture
+    async def kept(self, opening: Open, disk: Disk) -> AsyncIterator[Kept]:
+        """A journal with 300 of them, on a disk that can be full."""
+        state = disk.path / "state"
+        async with opening(state) as journal:
+            await journal.append(survey(sighting()))
+            for number in range(299):
+                journal.record(operation(number))
+            await journal.append(operation(299))
+        kept = open_file(state / "journal.db", Ballast(state / "ballast"), now=BEGIN)
+        yield kept
+        kept.db.close()
+
+    async def test_a_lower_limit_holds_at_once(self, kept: Kept) -> None:
+        retention = retaining(kept, self.LIMITS)
+        assert not retention.step(kept.db, kept.fold, most=300)
+        retention.limit(replace(self.LIMITS, audit_records=100))
+        assert not retention.step(kept.db, kept.fold, most=300)
+        assert counted(kept) == 100
+
+    async def test_what_could_not_be_dropped_is_dropped_later(
+        self, kept: Kept, disk: Disk
+    ) -> None:
+        retention = retaining(kept, replace(self.LIMITS, audit_records=100))
+        disk.fill()
+        with pytest.raises(DatabaseError, match="full"):
+            retention.step(kept.db, kept.fold, most=300)
+        disk.make_room()
+        assert counted(kept) == 300
+        assert not retention.step(kept.db, kept.fold, most=300)
+        assert counted(kept) == 100
+
+
+def retaining(kept: Kept, limits: Limits) -> Retention:
+    after = Revision(kept.oldest - 1)
+    return Retention(limits, after, now=lambda: BEGIN, forgotten=lambda _: None)
+
+
+def counted(kept: Kept) -> int:
+    (count,) = sql(kept.db, "SELECT count(*) FROM audit").fetchone()
+    return int(count)
 
 
 class TestCost:
