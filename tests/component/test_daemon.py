@@ -31,6 +31,9 @@ from tests.component.process import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+# the time that a journal is given to close, and some
+CLOSES_WITHIN_S = 17.0
+
 
 def blind_causes(folder: Path) -> list[str]:
     with closing(sqlite3.connect(folder / "state" / "journal.db")) as db:
@@ -85,6 +88,27 @@ async def test_damage_that_is_found_at_its_end_is_told(folder: Path) -> None:
         (aside,) = file.parent.glob("journal.db.corrupt-*Z")
         assert str(aside) in log
         assert "Traceback" not in log
+
+
+async def test_a_journal_that_hangs_does_not_keep_it_from_ending(folder: Path) -> None:
+    async with daemon(folder) as running:
+        with closing(sqlite3.connect(folder / "state" / "journal.db")) as db:
+            db.execute(
+                "CREATE VIEW endless AS WITH RECURSIVE n (n) AS "
+                "(SELECT 1 UNION ALL SELECT n + 1 FROM n) SELECT count(*) FROM n"
+            )
+            # what is written last is that nobody looks any more
+            db.execute(
+                "CREATE TRIGGER endless BEFORE INSERT ON blind BEGIN SELECT * FROM endless; END"
+            )
+        running.process.terminate()
+        async with asyncio.timeout(CLOSES_WITHIN_S + ENDS_WITHIN_S):
+            assert await running.process.wait() == 1
+        (line,) = [line for line in running.log.read_text().splitlines() if "answered" in line]
+        assert line.endswith(
+            "its disk has not answered for 12 s, 1 fact is not written; the next start asks "
+            "libvirt what is true"
+        )
 
 
 async def test_the_next_one_goes_on_where_it_ended(folder: Path) -> None:

@@ -59,7 +59,7 @@ class StateDirInUse(StartupError):
 
 
 class JournalUnusable(StartupError):
-    """The journal's file cannot be used by this version of the daemon."""
+    """The journal's file cannot be used by this version of the daemon, or not any more."""
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"journal {path}: {why}")

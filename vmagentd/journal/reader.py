@@ -3,20 +3,24 @@
 Owns the `journal-read` threads. Each read opens a read-only connection of its own and closes
 it: that costs a fifth of a millisecond and leaves nothing to tidy up. What is committed is there:
 readers see the journal as of their own start, and never wait for the writer (WAL).
+
+They are daemon threads: a ThreadPoolExecutor joins its threads at exit, so that one read that
+hangs with its disk would keep the process from ending.
 """
 
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from enum import Enum
-from threading import Event
-from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, TypeVar
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from peewee import SqliteDatabase
 
-from vmagentd.errors import JournalUnusable, JournalUnwritable
+from vmagentd.errors import JournalUnusable, JournalUnwritable, ShuttingDown
 from vmagentd.journal.disk import DATABASE_ERRORS, Fault, cause, fault
 from vmagentd.journal.schema import READER_PRAGMAS
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_Calls: TypeAlias = "SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]"
 
 # After so many of SQLite's instructions, some 0.1 ms, a read finds out that nobody waits for it.
 _INSTRUCTIONS: Final = 10_000
@@ -63,10 +68,10 @@ class Reader:
         self._db = SqliteDatabase(location, pragmas=READER_PRAGMAS, uri=True)
         self._in_use = in_use
         self._damaged = damaged
-        self._threads = {
-            lane: ThreadPoolExecutor(1, thread_name_prefix=f"journal-read-{lane.value}")
-            for lane in Lane
-        }
+        # of the lanes that have been used
+        self._calls: dict[Lane, _Calls] = {}
+        self._unfinished: list[Future[Any]] = []
+        self._closed = False
 
     async def read(
         self,
@@ -80,6 +85,7 @@ class Reader:
         Cancelling the await has SQLite give up a read that has begun; it does not wait for that.
 
         Raises:
+            ShuttingDown: they are closed.
             JournalUnwritable: the file cannot be read either, or is damaged.
         """
         given_up = Event()
@@ -102,11 +108,47 @@ class Reader:
                 raise JournalUnwritable(f"nor read: {cause(error)}") from error
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads[lane], run)
+            return await asyncio.wrap_future(self._submit(lane, run))
         finally:
             given_up.set()
 
-    def close(self) -> None:
-        """End the threads; waits for reads that have begun."""
-        for thread in self._threads.values():
-            thread.shutdown(cancel_futures=True)
+    def close(self) -> asyncio.Future[Any]:
+        """Let the threads end; reads that wait for their turn never begin.
+
+        Returns:
+            What is done once all that have begun are over.
+        """
+        self._closed = True
+        begun = [future for future in self._unfinished if not future.cancel()]
+        for calls in self._calls.values():
+            calls.put(None)
+        return asyncio.gather(*map(asyncio.wrap_future, begun), return_exceptions=True)
+
+    def _submit(self, lane: Lane, call: Callable[[], T]) -> Future[T]:
+        if self._closed:
+            raise ShuttingDown
+        self._unfinished = [future for future in self._unfinished if not future.done()]
+        calls = self._calls.get(lane)
+        if calls is None:
+            calls = self._calls[lane] = SimpleQueue()
+            name = f"journal-read-{lane.value}"
+            Thread(target=_work, args=(calls,), name=name, daemon=True).start()
+        future: Future[T] = Future()
+        self._unfinished.append(future)
+        calls.put((future, call))
+        return future
+
+
+def _work(calls: _Calls) -> None:
+    while (job := calls.get()) is not None:
+        future, call = job
+        if future.set_running_or_notify_cancel():
+            try:
+                result = call()
+            except BaseException as error:  # noqa: BLE001 - a thread's border: handed on
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+                del result
+        # an idle thread keeps nothing alive
+        del job, future, call

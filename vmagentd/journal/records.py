@@ -1,19 +1,22 @@
-"""What is read from the journal's file, page by page: the older part of its face.
+"""What is read of the journal page by page: the older part of its face.
 
-Runs on the event loop; the reads themselves in the `journal-read` threads.
+Runs on the event loop; reads from the file in the `journal-read` threads.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import count
 from typing import TYPE_CHECKING
 
 from vmagentd.journal import audit, history, rows
 from vmagentd.journal.reader import Lane
+from vmagentd.journal.recent import PAGE, RecentTransitions
+from vmagentd.model import HistoryFilter, Revision
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
     from datetime import datetime
 
     from vmagentd.journal.reader import Reader
@@ -21,13 +24,11 @@ if TYPE_CHECKING:
         AuditFilter,
         AuditRecord,
         BlindInterval,
-        HistoryFilter,
         Operation,
         OperationFilter,
         OperationId,
         OperationPlace,
         Parameters,
-        Revision,
         Transition,
         Vm,
         VmUuid,
@@ -37,8 +38,12 @@ if TYPE_CHECKING:
 class Records(ABC):
     """The committed records of a journal. Each read may raise `JournalUnwritable`."""
 
+    # the newest revision that is shown
+    head: Revision
+
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self._recent = RecentTransitions()
 
     @property
     @abstractmethod
@@ -49,6 +54,43 @@ class Records(ABC):
     @abstractmethod
     def changed(self) -> asyncio.Event:
         """The event that is set when more is shown."""
+
+    async def follow(self, after: Revision) -> AsyncIterator[tuple[Transition, ...]]:
+        """Yield all transitions after *after*, in order, for ever, as many at once as there are.
+
+        A slow reader delays only itself; what is compacted before it comes to it, it does not get.
+        """
+        while True:
+            changed = self.changed
+            page = await self.page(after)
+            if page:
+                after = page[-1].revision
+                yield page
+            else:
+                await changed.wait()
+
+    async def page(self, after: Revision) -> tuple[Transition, ...]:
+        """Return the next transitions after *after*, in order; none if there is none yet.
+
+        The recent ones come from memory, older ones from SQLite; those that are compacted by now
+        are missing at its beginning.
+        """
+        if after >= self.head:
+            return ()
+        recent = self._recent.page(after)
+        if recent is not None:
+            return recent
+        # a commit can be in the file a moment before it is shown here
+        which = HistoryFilter(
+            min_revision=Revision(after + 1), max_revision=self.head, oldest_first=True
+        )
+        page = await self._reader.read(
+            Lane.WATCHERS, history.load_transitions, which, limit=PAGE, after=None
+        )
+        if page and page[-1].revision - page[0].revision >= len(page):
+            # compacted meanwhile: what is kept before `oldest` has gaps, and a page has none
+            page = tuple(t for t, at in zip(page, count(page[0].revision)) if t.revision == at)
+        return page
 
     async def transitions(
         self, which: HistoryFilter, *, limit: int, after: Revision | None = None

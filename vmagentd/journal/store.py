@@ -14,24 +14,23 @@ import asyncio
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
-from itertools import count
-from typing import TYPE_CHECKING, ParamSpec, TypeAlias
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeAlias
 
 from typing_extensions import override  # typing has it since 3.12
 
 from vmagentd.errors import JournalUnwritable, ShuttingDown
-from vmagentd.journal import history
 from vmagentd.journal.backlog import Entry
 from vmagentd.journal.disk import Ballast
 from vmagentd.journal.file import InUse, held, open_file
 from vmagentd.journal.known import KnownVms
-from vmagentd.journal.reader import Lane, Reader
-from vmagentd.journal.recent import PAGE, EndedOperations, RecentTransitions
+from vmagentd.journal.reader import Reader
+from vmagentd.journal.recent import EndedOperations
 from vmagentd.journal.records import Records
 from vmagentd.journal.retention import NO_LIMITS, Limits, Retention, steady_clock
+from vmagentd.journal.told import Told
 from vmagentd.journal.trace import trace
-from vmagentd.journal.writer import Told, Writer
-from vmagentd.model import HistoryFilter, LinkLost, Revision
+from vmagentd.journal.writer import Writer
+from vmagentd.model import LinkLost, Revision
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -43,10 +42,12 @@ if TYPE_CHECKING:
         JournalId,
         Link,
         Operation,
-        Transition,
         Vm,
         VmUuid,
     )
+
+# Longer than SQLite waits for somebody else who writes, twice: that ends by itself.
+_CLOSE_S: Final = 12.0
 
 P = ParamSpec("P")
 Waiter: TypeAlias = "asyncio.Future[None]"
@@ -72,7 +73,6 @@ class Journal(Records):
         self.left_open: Sequence[Operation] = kept.open_operations
         self.writable = True
         self._known = KnownVms(kept.vms)
-        self._recent = RecentTransitions()
         self.ended = EndedOperations()
         self._doubts: set[VmUuid] = set()
         # replaced, not cleared, at each change, so that a waiter cannot miss one
@@ -188,43 +188,6 @@ class Journal(Records):
         self._writer.ask(self._on_loop(partial(_done, [taken])))
         await asyncio.wait([taken, self._ended], return_when=asyncio.FIRST_COMPLETED)
 
-    async def follow(self, after: Revision) -> AsyncIterator[tuple[Transition, ...]]:
-        """Yield all transitions after *after*, in order, for ever, as many at once as there are.
-
-        A slow reader delays only itself; what is compacted before it comes to it, it does not get.
-        """
-        while True:
-            changed = self._changed
-            page = await self.page(after)
-            if page:
-                after = page[-1].revision
-                yield page
-            else:
-                await changed.wait()
-
-    async def page(self, after: Revision) -> tuple[Transition, ...]:
-        """Return the next transitions after *after*, in order; none if there is none yet.
-
-        The recent ones come from memory, older ones from SQLite; those that are compacted by now
-        are missing at its beginning.
-        """
-        if after >= self.head:
-            return ()
-        recent = self._recent.page(after)
-        if recent is not None:
-            return recent
-        # a commit can be in the file a moment before it is shown here
-        which = HistoryFilter(
-            min_revision=Revision(after + 1), max_revision=self.head, oldest_first=True
-        )
-        page = await self._reader.read(
-            Lane.WATCHERS, history.load_transitions, which, limit=PAGE, after=None
-        )
-        if page and page[-1].revision - page[0].revision >= len(page):
-            # compacted meanwhile: what is kept before `oldest` has gaps, and a page has none
-            page = tuple(t for t, at in zip(page, count(page[0].revision)) if t.revision == at)
-        return page
-
     @property
     @override
     def changed(self) -> asyncio.Event:
@@ -240,12 +203,16 @@ class Journal(Records):
         return doubts
 
     async def close(self) -> None:
-        """Commit all that was handed over, and that nobody looks from now on."""
+        """Commit all that was handed over, and that nobody looks from now on.
+
+        A disk that hangs is not waited for: that is a fatal fault, and says what it has not taken.
+        """
         self._closing = True
         self.record(LinkLost(time=self._now(), cause="vmagentd was stopped", link=0))
         self._writer.stop()
-        await self._ended
-        self._reader.close()
+        await asyncio.wait([self._ended, self._reader.close()], timeout=_CLOSE_S)
+        if not self._ended.done():
+            self._fatal(self._writer.give_up(f"its disk has not answered for {_CLOSE_S:g} s"))
 
     def _on_loop(self, call: Callable[P, object]) -> Callable[P, object]:
         """Return what has *call* called on the loop, from another thread."""

@@ -9,44 +9,36 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from vmagentd import messages
-from vmagentd.journal.audit import note
+from vmagentd.errors import JournalUnusable
 from vmagentd.journal.backlog import Backlog, Entry
+from vmagentd.journal.commit import write_batch
 from vmagentd.journal.disk import DATABASE_ERRORS, Fault, cause, fault
 from vmagentd.journal.file import set_aside
 from vmagentd.journal.log import WriteAheadLog
 from vmagentd.journal.retention import LONG_STEP, STEP
-from vmagentd.journal.rows import (
-    insert_transitions,
-    write_joined,
-    write_link,
-    write_meta,
-    write_operations,
-    write_vms,
-)
+from vmagentd.journal.rows import write_meta
 from vmagentd.journal.schema import writing
 from vmagentd.model import LinkLost, Survey
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
     from datetime import datetime
     from pathlib import Path
 
     from peewee import SqliteDatabase
 
-    from vmagentd.journal.batch import Batch
     from vmagentd.journal.disk import Ballast
     from vmagentd.journal.file import InUse
     from vmagentd.journal.fold import Fold
     from vmagentd.journal.retention import Limits, Retention
-    from vmagentd.model import Link, Revision
+    from vmagentd.journal.told import Told, Waiters
 
 log = logging.getLogger(__name__)
 
@@ -59,26 +51,7 @@ _ROUND_S: Final = 5.0
 # After a step of a retention that has more to do, for so many times as long nothing is dropped.
 _REST: Final = 4
 
-Waiters: TypeAlias = "list[asyncio.Future[None]]"
 Ask: TypeAlias = "Callable[[], object]"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What the writer tells; each is called in its thread."""
-
-    # after each commit, with those who wait for it
-    committed: Callable[[Batch, Waiters], object]
-    # how many seconds that took, for how many facts
-    measured: Callable[[float, int], object]
-    # nothing can be committed: the cause, the link as it is by now, who is refused. Again when
-    # the link changes.
-    unwritable: Callable[[str, Link, Waiters], object]
-    writable: Callable[[], object]
-    # history up to there is not complete any more
-    compacted: Callable[[Revision], object]
-    # its last act, with the error that ended it, if any
-    ended: Callable[[BaseException | None], object]
 
 
 class Writer:
@@ -117,6 +90,8 @@ class Writer:
         self._retention = retention
         self._tell = tell
         self._now = now
+        # taken from the inbox, and not committed yet
+        self._in_hand = 0
         # when the next look at what is not urgent is due
         self._round = 0.0
         # SimpleQueue: its put() takes no lock of Python's and never waits, so libvirt's thread
@@ -156,12 +131,30 @@ class Writer:
         """
         self._inbox.put(None)
 
+    def give_up(self, why: str) -> JournalUnusable:
+        """Leave a thread alone that hangs, and return what is to be said of it. From any thread.
+
+        What it writes at the moment may be there after all; nothing else will.
+        """
+        facts = self._in_hand
+        with suppress(Empty):
+            while True:
+                facts += isinstance(self._inbox.get_nowait(), Entry)
+        self._inbox.put(None)
+        what = "1 fact is" if facts == 1 else f"{facts} facts are"
+        return JournalUnusable(
+            str(self._path),
+            f"{why}, {what} not written; the next start asks libvirt what is true",
+        )
+
     def _run(self) -> None:
         error: BaseException | None = None
         try:
             while (entries := self._take(self._round - monotonic())) is not None:
+                self._in_hand = len(entries)
                 if entries:
                     self._write(entries)
+                self._in_hand = 0
                 if self._inbox.empty() or self._retention.pressing(self._fold.head):
                     self._tidy()
         except BaseException as met:  # noqa: BLE001 - a thread's border: handed on
@@ -215,18 +208,9 @@ class Writer:
         booted = batch.boot_id != self._fold.boot_id
         told = batch.transitions or batch.operations or batch.joined or batch.links
         if told or booted or batch.refusals:
-            changed = {transition.vm.uuid for transition in batch.transitions}
             begin = monotonic()
             with writing(self._db):
-                insert_transitions(self._db, batch.transitions)
-                write_vms(self._db, (batch.vms[vm] for vm in changed))
-                write_operations(self._db, batch.operations.values())
-                write_joined(self._db, batch.joined)
-                note(self._db, batch.operations.values(), batch.joined, batch.refusals)
-                for link in batch.links:
-                    write_link(self._db, link)
-                if booted and batch.boot_id is not None:
-                    write_meta(self._db, "boot_id", batch.boot_id)
+                write_batch(self._db, batch, booted=booted)
             # after it: what went into a file that nobody finds again is not acknowledged
             self._in_use.check()
             self._tell.measured(monotonic() - begin, len(entries))
@@ -302,6 +286,7 @@ class Writer:
             if not entry.now_or_never:
                 backlog.add(entry)
             news = news or entry.now_or_never or isinstance(entry.fact, LinkLost | Survey)
+        self._in_hand = len(backlog)
         if news:
             link = self._fold.link_after(backlog.facts)
             self._tell.unwritable(cause(error), link, _waiters(refused))
@@ -313,6 +298,7 @@ class Writer:
         while entries := backlog.next(MAX_BATCH):
             self._commit(entries)
             backlog.remove(len(entries))
+            self._in_hand = len(backlog)
         if backlog.doubts:
             batch = self._fold.apply(())
             batch.doubts |= backlog.doubts

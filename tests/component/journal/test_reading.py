@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +28,7 @@ from tests.component.journal.facts import (
     survey,
     uuid,
 )
+from vmagentd.errors import ShuttingDown
 from vmagentd.journal.history import BLOCK, load_transitions
 from vmagentd.journal.reader import Lane
 from vmagentd.journal.recent import RECENT
@@ -33,7 +37,6 @@ from vmagentd.model import HistoryFilter, Revision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from peewee import SqliteDatabase
 
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from vmagentd.journal.store import Journal
     from vmagentd.model import Transition
 
+ROOT: Final = Path(__file__).parents[3]
 # the largest number that SQLite has
 LAST: Final = 2**63 - 1
 
@@ -173,6 +177,22 @@ class TestLanes:
             await asyncio.wait([endless])
             assert await journal.transitions(HistoryFilter(), limit=1) == ()
         assert endless.cancelled()
+
+
+async def test_nothing_is_read_once_it_is_closed(opened: Open) -> None:
+    async with opened() as journal:
+        pass
+    with pytest.raises(ShuttingDown):
+        await journal.transitions(HistoryFilter(), limit=1)
+
+
+def test_a_read_that_hangs_keeps_no_process_from_ending(state_dir: Path) -> None:
+    """Neither as it closes its journal, nor when it ends."""
+    command = [sys.executable, "-m", "tests.component.journal.stuck", str(state_dir)]
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=2 * DEADLINE_S, check=True
+    )
+    assert done.stdout == "closed\n"
 
 
 def wait_for(_db: SqliteDatabase, released: Event) -> bool:
