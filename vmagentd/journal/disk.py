@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from contextlib import suppress
@@ -10,8 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 import peewee
 
+from vmagentd import messages
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 # peewee wraps what SQLite raises, but not what it raises while rows are fetched.
 DATABASE_ERRORS: Final = (peewee.DatabaseError, sqlite3.DatabaseError)
@@ -49,8 +54,7 @@ class Damaged(sqlite3.DatabaseError):
 
 def fault(error: Exception) -> Fault:
     """Tell whose doing one of DATABASE_ERRORS is: by SQLite's code, never by its text."""
-    raw = getattr(error, "orig", error)  # what peewee has wrapped
-    code = getattr(raw, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # without its detail
+    code = _code(error) & 0xFF  # without its detail
     if code in _DAMAGE:
         return Fault.DAMAGE
     if code in _ROOM:
@@ -58,11 +62,31 @@ def fault(error: Exception) -> Fault:
     return Fault.DISK if code in _DISK else Fault.OURS
 
 
+def may_be_whole(error: Exception) -> bool:
+    """Whether all that a commit was to write may be in the log though it failed with *error*.
+
+    It was written, perhaps, and not synced. SQLite goes on as if it were not there; but whoever
+    reads the log anew, after a kill, takes it for committed (measured).
+    """
+    code = _code(error)
+    return code & 0xFF == sqlite3.SQLITE_IOERR and code != sqlite3.SQLITE_IOERR_WRITE
+
+
+def was_written(error: Exception) -> bool:
+    """Whether a commit that failed with *error* has written to the log: it was not synced."""
+    return _code(error) == sqlite3.SQLITE_IOERR_FSYNC
+
+
 def cause(error: Exception) -> str:
     """Return what SQLite says of one of DATABASE_ERRORS, with the name of its code."""
     raw = getattr(error, "orig", error)
     name = getattr(raw, "sqlite_errorname", None)
     return f"{raw}, {name}" if name else str(raw)
+
+
+def _code(error: Exception) -> int:
+    raw = getattr(error, "orig", error)  # what peewee has wrapped
+    return int(getattr(raw, "sqlite_errorcode", sqlite3.SQLITE_ERROR))
 
 
 class Ballast:
@@ -95,10 +119,18 @@ class Ballast:
             return False
         return True
 
-    def release(self) -> bool:
-        """Give it up; return whether that made room."""
+    def release(self, journal: Path, error: Exception) -> bool:
+        """Give it up if that may help against *error*, and say so; return whether it was there."""
+        if fault(error) is not Fault.ROOM:
+            return False
         try:
             self._path.unlink()
         except OSError:
             return False
+        log.error(
+            "journal %s: %s; its ballast was released: make room on the disk",
+            journal,
+            cause(error),
+            extra={"MESSAGE_ID": messages.BALLAST_RELEASED},
+        )
         return True

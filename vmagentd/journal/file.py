@@ -102,13 +102,8 @@ def open_file(path: Path, ballast: Ballast, *, now: datetime) -> Kept:
                         _aside(path, now),
                         extra={"MESSAGE_ID": messages.JOURNAL_SET_ASIDE},
                     )
-                case Fault.ROOM if ballast.release():
-                    log.error(  # noqa: TRY400 - the sentence says it all
-                        "journal %s: %s; its ballast was released: make room on the disk",
-                        path,
-                        cause(error),
-                        extra={"MESSAGE_ID": messages.BALLAST_RELEASED},
-                    )
+                case Fault.ROOM if ballast.release(path, error):
+                    pass
                 case Fault.ROOM | Fault.DISK:
                     why = f"{cause(error)}; make room, or make its disk writable"
                     raise JournalUnusable(str(path), why) from error

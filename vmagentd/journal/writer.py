@@ -11,16 +11,23 @@ import logging
 import threading
 from contextlib import suppress
 from functools import partial
-from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from vmagentd import messages
 from vmagentd.errors import JournalUnusable
-from vmagentd.journal.backlog import Backlog, Entry
+from vmagentd.journal.backlog import Backlog
 from vmagentd.journal.commit import write_batch
-from vmagentd.journal.disk import DATABASE_ERRORS, Fault, cause, fault
+from vmagentd.journal.disk import (
+    DATABASE_ERRORS,
+    Fault,
+    cause,
+    fault,
+    may_be_whole,
+    was_written,
+)
 from vmagentd.journal.file import set_aside
+from vmagentd.journal.inbox import MAX_BATCH, Inbox
 from vmagentd.journal.log import WriteAheadLog
 from vmagentd.journal.retention import LONG_STEP, STEP
 from vmagentd.journal.rows import write_meta
@@ -34,24 +41,22 @@ if TYPE_CHECKING:
 
     from peewee import SqliteDatabase
 
+    from vmagentd.journal.backlog import Entry
     from vmagentd.journal.disk import Ballast
     from vmagentd.journal.file import InUse
     from vmagentd.journal.fold import Fold
+    from vmagentd.journal.inbox import Ask
     from vmagentd.journal.retention import Limits, Retention
     from vmagentd.journal.told import Told, Waiters
 
 log = logging.getLogger(__name__)
 
-# Bounds one transaction, and so how long a fact waits for those before it.
-MAX_BATCH: Final = 256
 # Between two attempts while nothing can be written.
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.05, 1.0
 # How often an idle journal looks after its files, its ballast and its history.
 _ROUND_S: Final = 5.0
 # After a step of a retention that has more to do, for so many times as long nothing is dropped.
 _REST: Final = 4
-
-Ask: TypeAlias = "Callable[[], object]"
 
 
 class Writer:
@@ -92,17 +97,19 @@ class Writer:
         self._now = now
         # taken from the inbox, and not committed yet
         self._in_hand = 0
+        # all that a commit was to write that failed may be in the log; what was to be accepted
+        # with it is not refused yet: after a kill the next daemon would do it
+        self._unsure = False
+        self._undecided: list[Entry] = []
         # when the next look at what is not urgent is due
         self._round = 0.0
-        # SimpleQueue: its put() takes no lock of Python's and never waits, so libvirt's thread
-        # is not held up while this one sleeps in fsync
-        self._inbox: SimpleQueue[Entry | Ask | Exception | None] = SimpleQueue()
+        self._inbox = Inbox()
         self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
 
     @property
     def waiting(self) -> int:
         """How much waits in the inbox."""
-        return self._inbox.qsize()
+        return len(self._inbox)
 
     def start(self) -> None:
         """Start the thread."""
@@ -129,18 +136,14 @@ class Writer:
 
         What cannot be committed then is given up.
         """
-        self._inbox.put(None)
+        self._inbox.end()
 
     def give_up(self, why: str) -> JournalUnusable:
         """Leave a thread alone that hangs, and return what is to be said of it. From any thread.
 
         What it writes at the moment may be there after all; nothing else will.
         """
-        facts = self._in_hand
-        with suppress(Empty):
-            while True:
-                facts += isinstance(self._inbox.get_nowait(), Entry)
-        self._inbox.put(None)
+        facts = self._in_hand + self._inbox.give_up()
         what = "1 fact is" if facts == 1 else f"{facts} facts are"
         return JournalUnusable(
             str(self._path),
@@ -150,12 +153,12 @@ class Writer:
     def _run(self) -> None:
         error: BaseException | None = None
         try:
-            while (entries := self._take(self._round - monotonic())) is not None:
+            while (entries := self._inbox.take(self._round - monotonic())) is not None:
                 self._in_hand = len(entries)
                 if entries:
                     self._write(entries)
                 self._in_hand = 0
-                if self._inbox.empty() or self._retention.pressing(self._fold.head):
+                if not self._inbox or self._retention.pressing(self._fold.head):
                     self._tidy()
         except BaseException as met:  # noqa: BLE001 - a thread's border: handed on
             error = met
@@ -171,34 +174,13 @@ class Writer:
             return set_aside(self._path, error, now=self._now())
         return error
 
-    def _take(self, wait_s: float) -> list[Entry] | None:
-        """Return what waits, up to a bound; after *wait_s* perhaps nothing. None: the end."""
-        entries: list[Entry] = []
-        try:
-            entry = self._inbox.get(timeout=max(wait_s, 0.0))
-            while entry is not None and not isinstance(entry, Exception):
-                if isinstance(entry, Entry):
-                    entries.append(entry)
-                else:
-                    entry()
-                if len(entries) == MAX_BATCH:
-                    return entries
-                entry = self._inbox.get_nowait()  # only this thread takes
-        except Empty:
-            return entries
-        if isinstance(entry, Exception):
-            raise entry
-        if entries:
-            self._inbox.put(None)
-            return entries
-        return None
-
     def _write(self, entries: list[Entry]) -> None:
         """Commit *entries*; if the disk does not let us, wait until it does."""
         try:
             self._commit(entries)
         except DATABASE_ERRORS as error:
-            if self._makes_room(error):
+            self._unsure = self._unsure or may_be_whole(error)
+            if self._ballast.release(self._path, error):
                 self._write(entries)
             else:
                 self._endure(entries, error)
@@ -211,23 +193,12 @@ class Writer:
             begin = monotonic()
             with writing(self._db):
                 write_batch(self._db, batch, booted=booted)
+            self._unsure = False
             # after it: what went into a file that nobody finds again is not acknowledged
             self._in_use.check()
             self._tell.measured(monotonic() - begin, len(entries))
         self._fold.commit(batch)
         self._tell.committed(batch, _waiters(entries))
-
-    def _makes_room(self, error: Exception) -> bool:
-        """Release the ballast, if that may help against *error*."""
-        if fault(error) is not Fault.ROOM or not self._ballast.release():
-            return False
-        log.error(
-            "journal %s: %s; its ballast was released: make room on the disk",
-            self._path,
-            cause(error),
-            extra={"MESSAGE_ID": messages.BALLAST_RELEASED},
-        )
-        return True
 
     def _endure(self, entries: list[Entry], error: Exception) -> None:
         """Keep facts, and try again and again, until the disk takes them or the journal ends.
@@ -236,7 +207,7 @@ class Writer:
             DatabaseError: it is not the disk's doing.
         """
         backlog, retry_s, ended = Backlog(), _FIRST_RETRY_S, False
-        self._hold(backlog, entries, _of_disk(error), news=True)
+        self._hold(backlog, self._decided(entries), _of_disk(error), news=True)
         log.error(
             "journal %s cannot be written: %s",
             self._path,
@@ -244,19 +215,16 @@ class Writer:
             extra={"MESSAGE_ID": messages.JOURNAL_UNWRITABLE},
         )
         while not ended:
-            due = monotonic() + retry_s
-            while not ended and (left_s := due - monotonic()) > 0:
-                taken = self._take(left_s)
-                ended = taken is None
-                self._hold(backlog, taken or [], error)
+            ended = self._hold_on(backlog, error, monotonic() + retry_s)
             try:
                 self._catch_up(backlog)
             except DATABASE_ERRORS as again:
                 error = _of_disk(again)
-                self._makes_room(error)
+                self._ballast.release(self._path, error)
                 self._hold(backlog, [], error, news=True)
                 retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
             else:
+                self._hold(backlog, [], error)
                 log.warning(
                     "journal %s is written again",
                     self._path,
@@ -275,12 +243,33 @@ class Writer:
             )
         self._round = 0.0  # for its ballast
         if ended:
-            self._inbox.put(None)
+            self._inbox.end()
+
+    def _decided(self, entries: list[Entry]) -> list[Entry]:
+        """Return *entries*, which were not committed, but for those that may be all the same."""
+        if self._unsure:
+            with suppress(*DATABASE_ERRORS):  # the next try tells
+                self._overwrite()
+        if not self._unsure:
+            return entries
+        self._undecided = [entry for entry in entries if entry.now_or_never]
+        return [entry for entry in entries if not entry.now_or_never]
+
+    def _hold_on(self, backlog: Backlog, error: Exception, until: float) -> bool:
+        """Hold what comes until then; return whether the end has come."""
+        while (left_s := until - monotonic()) > 0:
+            entries = self._inbox.take(left_s)
+            self._hold(backlog, entries or [], error)
+            if entries is None:
+                return True
+        return False
 
     def _hold(
         self, backlog: Backlog, entries: list[Entry], error: Exception, *, news: bool = False
     ) -> None:
         """Keep *entries*, but for those that are refused; tell if there is *news*."""
+        if not self._unsure:
+            entries, self._undecided = [*self._undecided, *entries], []
         refused = [entry for entry in entries if entry.now_or_never]
         for entry in entries:
             if not entry.now_or_never:
@@ -292,8 +281,7 @@ class Writer:
             self._tell.unwritable(cause(error), link, _waiters(refused))
 
     def _catch_up(self, backlog: Backlog) -> None:
-        with writing(self._db):  # what waits may be nothing that is written
-            write_meta(self._db, "last_failure_time", self._now().isoformat())
+        self._overwrite()  # what waits may be nothing that is written
         self._in_use.check()
         while entries := backlog.next(MAX_BATCH):
             self._commit(entries)
@@ -304,9 +292,19 @@ class Writer:
             batch.doubts |= backlog.doubts
             self._tell.committed(batch, [])
 
+    def _overwrite(self) -> None:
+        """Commit next to nothing, in the log's place of what could not be committed."""
+        try:
+            with writing(self._db):
+                write_meta(self._db, "last_failure_time", self._now().isoformat())
+        except DATABASE_ERRORS as error:
+            self._unsure = self._unsure and not was_written(error)
+            raise
+        self._unsure = False
+
     def _tidy(self) -> None:
         """Look after the files, and drop a little of what is too old; when it is time to."""
-        begin, behind = monotonic(), not self._inbox.empty()
+        begin, behind = monotonic(), bool(self._inbox)
         if begin < self._round and not behind:
             return
         before, more = self._retention.compacted_to, False
@@ -316,7 +314,7 @@ class Writer:
             more = self._retention.step(self._db, self._fold, most=most)
             self._log.check(self._db)
         except DATABASE_ERRORS as error:
-            if not self._makes_room(_of_disk(error)):
+            if not self._ballast.release(self._path, _of_disk(error)):
                 self._endure([], error)
         if self._retention.compacted_to != before:
             self._tell.compacted(self._retention.compacted_to)

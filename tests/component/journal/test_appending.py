@@ -26,10 +26,10 @@ from tests.component.journal.facts import (
     uuid,
 )
 from vmagentd.errors import JournalUnwritable, ShuttingDown
+from vmagentd.journal.inbox import MAX_BATCH
 from vmagentd.journal.recent import PAGE, RECENT
 from vmagentd.journal.schema import TRANSITION, VM
 from vmagentd.journal.store import Journal, open_journal
-from vmagentd.journal.writer import MAX_BATCH
 from vmagentd.model import EventKind, HistoryFilter, Revision, VmState
 
 if TYPE_CHECKING:

@@ -84,6 +84,15 @@ def break_off(disk: Disk) -> None:
     trigger.write_text("a test wants it")
 
 
+def lock(file: Path) -> None:
+    """Let nobody write to a file on a thin disk, not even who has it open, until `unlock`."""
+    _run("chattr", "+i", os.fspath(file))
+
+
+def unlock(file: Path) -> None:
+    _run("chattr", "-i", os.fspath(file))
+
+
 def enter_namespace() -> None:
     """Give this process's main thread a mount namespace of its own.
 

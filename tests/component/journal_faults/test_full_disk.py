@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
+import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from typing_extensions import override  # typing has it since 3.12
 
 from tests.component.journal.facts import (
     DEADLINE_S,
@@ -24,7 +29,7 @@ from tests.component.journal.facts import (
     uuid,
 )
 from tests.component.journal_faults.conftest import Open, check_history, eventually, until
-from tests.component.journal_faults.disks import MIB, break_off
+from tests.component.journal_faults.disks import MIB, break_off, lock, unlock
 from vmagentd.errors import JournalUnusable, JournalUnwritable, StartupError
 from vmagentd.journal import backlog
 from vmagentd.journal.disk import BALLAST_BYTES, Ballast
@@ -32,10 +37,12 @@ from vmagentd.lifecycle.steps import end, step
 from vmagentd.model import HistoryFilter, OperationOutcome, OperationPhase, Revision, VmState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.component.journal_faults.disks import Disk
     from vmagentd.journal.store import Journal
+    from vmagentd.model import Operation, OperationId
 
 
 async def exhausted(journal: Journal, disk: Disk) -> int:
@@ -256,6 +263,93 @@ class TestFailingFsync:
             found = await collected(journal, 0, journal.head)
             assert revisions(found) == list(range(1, journal.head + 1))
         check_history(state, journal.head)
+
+
+class TestRefused:
+    """What is refused is not done later either, also if the daemon is killed right after."""
+
+    async def test_it_is_not_in_what_a_kill_leaves(
+        self, opening: Open, thin_disk: Disk, tmp_path: Path
+    ) -> None:
+        async with opening(thin_disk.path / "state") as journal:
+            await self._prepared(journal, thin_disk)
+            refused = await self._refused(journal)
+            left = left_by_a_kill(thin_disk, tmp_path)
+            thin_disk.make_room()
+        async with opening(left) as journal:
+            assert refused not in {operation.id for operation in journal.left_open}
+            assert journal.vms[uuid(1)].active_operation_id != refused
+
+    async def test_who_asks_waits_while_it_may_be(
+        self, opening: Open, thin_disk: Disk, tmp_path: Path
+    ) -> None:
+        """It was written and not synced, and then there is no writing over it."""
+        log = thin_disk.path / "state/journal.db-wal"
+        async with opening(thin_disk.path / "state") as journal:
+            await self._prepared(journal, thin_disk)
+            with between_tries(partial(lock, log)):
+                asked, undecided = await self._asked_in_vain(journal)
+            left = left_by_a_kill(thin_disk, tmp_path)
+            # one that comes later was never written
+            with pytest.raises(JournalUnwritable):
+                await journal.submit(operation(1000, vm=2), now_or_never=True)
+            assert not undecided.done()
+            thin_disk.make_room()
+            unlock(log)
+            with pytest.raises(JournalUnwritable):
+                await undecided
+            await until(journal, lambda: journal.writable)
+            assert await journal.operation(asked.id) is None
+        async with opening(left) as journal:
+            assert asked in journal.left_open
+
+    async def _prepared(self, journal: Journal, disk: Disk) -> None:
+        await journal.append(survey(sighting(1), sighting(2)))
+        await eventually((disk.path / "state/ballast").exists)
+        disk.fill()
+
+    async def _refused(self, journal: Journal) -> OperationId:
+        """Ask until the disk is full, and return what was refused."""
+        asked, done = await self._asked_in_vain(journal)
+        with pytest.raises(JournalUnwritable):
+            await done
+        return asked.id
+
+    async def _asked_in_vain(self, journal: Journal) -> tuple[Operation, asyncio.Future[None]]:
+        """Ask until the disk is full, and return what was asked then."""
+        for number in itertools.count(1):
+            done = journal.submit(operation(number), now_or_never=True)
+            await until(journal, lambda: done.done() or not journal.writable)  # noqa: B023
+            if not journal.writable:
+                return operation(number), done
+        raise AssertionError
+
+
+@contextmanager
+def between_tries(act: Callable[[], object]) -> Iterator[None]:
+    """Have the writer do something after a commit that failed, before it tries again."""
+
+    class Between(logging.Handler):
+        @override
+        def emit(self, record: logging.LogRecord) -> None:
+            if "ballast was released" in record.getMessage():
+                act()
+
+    log, between = logging.getLogger("vmagentd.journal.disk"), Between()
+    log.addHandler(between)
+    try:
+        yield
+    finally:
+        log.removeHandler(between)
+
+
+def left_by_a_kill(disk: Disk, tmp_path: Path) -> Path:
+    """Copy what a daemon leaves that is killed now; its shared memory is made anew."""
+    left = tmp_path / "left"
+    left.mkdir()
+    for name in ("journal.db", "journal.db-wal"):
+        shutil.copy(disk.path / "state" / name, left)
+    return left
 
 
 async def test_a_disk_that_turns_read_only(thin_disk: Disk) -> None:
