@@ -120,13 +120,14 @@ class Domains:
         *,
         paused: bool,
         discard_saved_state: bool,
-        deadline: timedelta,
+        leave: Leave | None = None,
         answered: Answered = lambda: None,
     ) -> None:
         """Create the hypervisor process of a VM; returns when libvirt says that it is up.
 
-        It is *answered* before that, in the thread that has heard it, also if nobody waits any
-        more.
+        That takes as long as it takes: who waits no more takes the *leave*, and if it is still
+        there, cancels this, and libvirt never hears of it. It is *answered* before this returns,
+        in the thread that has heard it, also if nobody waits any more.
 
         Raises:
             VmNotFound: libvirt does not know the VM.
@@ -139,7 +140,7 @@ class Domains:
             vm,
             "start",
             lambda domain: domain.createWithFlags(flags),
-            deadline=deadline,
+            leave=leave,
             answered=answered,
         )
 
@@ -241,17 +242,18 @@ class Domains:
         name: str,
         change: Callable[[VirDomain], object],
         *,
-        deadline: timedelta,
+        deadline: timedelta | None = None,
+        leave: Leave | None = None,
         answered: Answered = lambda: None,
     ) -> None:
         """Run a call that changes the VM; given up, it never begins or its outcome is unknown."""
-        # Taken once, atomically: by the thread that goes ahead, or here when nobody waits any
-        # more. A change that came after all would meddle with what the VM's story is by then.
-        leave = Leave()
+        # Taken once, atomically: by the thread that goes ahead, or by whoever waits no more. A
+        # change that came after all would meddle with what the VM's story is by then.
+        go_ahead = leave or Leave()
 
         def call(link: VirConnect) -> None:
             domain = find(link, vm)
-            if not leave.take():
+            if not go_ahead.take():
                 raise LibvirtUnreachable("given up")
             failpoint("before", name)
             with libvirt_errors(vm, alive=link.isAlive, effect=name):
@@ -262,18 +264,19 @@ class Domains:
         try:
             await self._run(pool, name, call, deadline)
         except TimeoutError as error:
-            if leave.take():
+            if go_ahead.take():
                 raise LibvirtUnreachable(self._why(deadline)) from error
             raise OutcomeUnknown(vm, name, self._why(deadline)) from error
         except asyncio.CancelledError:
-            leave.take()
+            go_ahead.take()
             raise
 
-    def _why(self, deadline: timedelta) -> str:
-        return self._connection.cause or f"no answer in {deadline.total_seconds():g} s"
+    def _why(self, deadline: timedelta | None) -> str:
+        in_time = f" in {deadline.total_seconds():g} s" if deadline is not None else ""
+        return self._connection.cause or f"no answer{in_time}"
 
     async def _run(
-        self, pool: Pool, name: str, call: Callable[[VirConnect], T], deadline: timedelta
+        self, pool: Pool, name: str, call: Callable[[VirConnect], T], deadline: timedelta | None
     ) -> T:
         links = self._connection.links()
 

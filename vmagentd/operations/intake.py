@@ -33,7 +33,6 @@ from vmagentd.operations.verbs import VERBS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vmagentd.errors import VmagentdError
     from vmagentd.model import Caller, Parameters, Vm
     from vmagentd.operations.means import Means
 
@@ -96,7 +95,7 @@ class Intake:
                 return earlier
             vm = await self._find(asked.ref)
             if vm.uuid not in self._runs:
-                return self._begin(vm, asked, _new_id(), predecessor=None)
+                return self._begin(vm, asked, _new_id())
             return await outlast(
                 self._meet(vm, asked),
                 tasks=self._tasks,
@@ -180,7 +179,7 @@ class Intake:
 
     async def _meet(self, vm: Vm, asked: Request) -> Run:
         """Return the run that is joined, or the new one that takes the place of what it ended."""
-        operation_id, predecessor = _new_id(), None
+        operation_id = _new_id()
         while (run := self._runs.get(vm.uuid)) is not None:
             match meeting(run.operation, asked.parameters):
                 case Meeting.JOIN:
@@ -202,29 +201,17 @@ class Intake:
                     self._journal.check_writable()  # else it ends for nothing
                     run.cancel(CancelledByStop(vm.uuid, operation_id))
                     await run.over.wait()
-                    predecessor = run.call
                 case Meeting.REFUSE:
                     raise OperationInProgress(vm.uuid, run.operation.id, run.operation.verb)
-        return self._begin(vm, asked, operation_id, predecessor=predecessor)
+        return self._begin(vm, asked, operation_id)
 
     async def _join(self, run: Run, asked: Request) -> None:
         await run.join(asked.parameters, caller=asked.caller, request_id=asked.request_id)
 
-    def _begin(
-        self,
-        vm: Vm,
-        asked: Request,
-        operation_id: OperationId,
-        *,
-        predecessor: asyncio.Task[VmagentdError | None] | None,
-    ) -> Run:
-        """Make an operation of a request. Awaits nothing: nobody comes in between.
+    def _begin(self, vm: Vm, asked: Request, operation_id: OperationId) -> Run:
+        """Make an operation of a request on *vm*, on which none is under way.
 
-        Args:
-            vm: the VM, on which none is under way.
-            asked: the request.
-            operation_id: the new operation's.
-            predecessor: what libvirt may still be busy with for one that it has ended.
+        Awaits nothing: nobody comes in between.
         """
         clock, parameters, caller = self._means.clock, asked.parameters, asked.caller
         now, since_boot = clock.now(), clock.since_boot()
@@ -245,7 +232,6 @@ class Intake:
             deadline_boot=BootTime(boot_id=clock.boot_id, since_boot=since_boot + allowed),
         )
         run = Run(operation, self._means)
-        run.predecessor = predecessor
         self._launch(run)
         return run
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vmagentd.errors import VmagentdError
     from vmagentd.model import Caller, OperationFailure, Parameters, Revision, Vm
     from vmagentd.operations.means import Means
-    from vmagentd.operations.starts import Claim
+    from vmagentd.operations.starts import Claim, StartCall
 
 
 log = logging.getLogger(__name__)
@@ -54,14 +54,10 @@ class Run:
         """Take *operation* over, which an earlier daemon has *accepted*, or which is new."""
         self.operation = operation
         self.domains, self.times, self.starts = means.domains, means.times, means.starts
-        # what libvirt is still busy with for an operation before this one: its start
-        self.predecessor: asyncio.Task[VmagentdError | None] | None = None
         # its first step was taken as it was accepted: libvirt is asked next, by what is known
         self.opened = False
         # its turn among the starts of the host, or its place before that
         self.claim: Claim | None = None
-        # a start that libvirt has not answered yet
-        self.call: asyncio.Task[VmagentdError | None] | None = None
         # loop time of the operation's own deadline
         left = means.clock.left(operation).total_seconds()
         self.deadline = asyncio.get_running_loop().time() + left
@@ -86,6 +82,14 @@ class Run:
     def head(self) -> Revision:
         """The journal's newest revision: what comes after it has not happened yet."""
         return self._journal.head
+
+    @property
+    def starting(self) -> StartCall | None:
+        """A start of the VM that libvirt has not answered, of whichever operation.
+
+        Before it has, the VM may be off and still come up.
+        """
+        return self.starts.unanswered(self.operation.vm)
 
     @property
     def forced(self) -> bool:
@@ -195,13 +199,17 @@ class Run:
         self.over.set()
 
     def leave(self) -> None:
-        """Let another start have the turn of this one, once libvirt has answered it."""
+        """Let another start have the turn of this one, once libvirt has answered it.
+
+        At its deadline at the latest: those that hang must not keep all others waiting.
+        """
         if (claim := self.claim) is None:
             return
-        if self.call is None or self.call.done():
+        if self.starting is None:
             self.starts.leave(claim)
         else:
-            self.call.add_done_callback(lambda _: self.starts.leave(claim))
+            self.starting.add_done_callback(lambda _: self.starts.leave(claim))
+            asyncio.get_running_loop().call_at(self.deadline, self.starts.leave, claim)
 
     # For the task that carries it out.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vmagentd.errors import (
     LibvirtInvalidState,
     LibvirtRefused,
+    LibvirtUnreachable,
     OperationInterrupted,
     OutcomeUnknown,
     StartFailed,
@@ -20,14 +21,12 @@ from vmagentd.errors import (
     VmPaused,
     VmSleeping,
 )
+from vmagentd.hypervisor.pool import Leave
 from vmagentd.lifecycle.steps import is_up
 from vmagentd.model import OperationOutcome, OperationPhase, StartParameters, VmState
 from vmagentd.operations.run import EVENT_DUE_S
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-
-    from vmagentd.hypervisor.domains import Domains
     from vmagentd.model import Revision, Vm
     from vmagentd.operations.run import Run
 
@@ -43,7 +42,7 @@ def open_start(run: Run, parameters: StartParameters) -> OperationPhase | None:
         run.starts.check(run.vm)
     except VmagentdError:
         return None
-    if run.vm.active or not run.starts.free:
+    if run.vm.active or run.starting is not None or not run.starts.free:
         return None
     run.claim = run.starts.claim(run.operation, run.place)
     return OperationPhase.STARTING
@@ -56,6 +55,7 @@ async def start(run: Run, parameters: StartParameters) -> OperationOutcome:
         VmagentdError: it does not run, and why.
     """
     if not run.opened:
+        await _await_earlier(run, parameters)
         vm = await run.look()
         if is_up(vm, parameters):
             return OperationOutcome.ALREADY_DONE
@@ -103,6 +103,26 @@ async def go_on_start(run: Run, parameters: StartParameters) -> OperationOutcome
     return OperationOutcome.DONE
 
 
+async def _await_earlier(run: Run, parameters: StartParameters) -> None:
+    """Wait until libvirt has answered a start that it was given before, unless the VM is up.
+
+    Another one beside it could come after a Stop that has seen the first one's end.
+
+    Raises:
+        StartTimedOut: it has not in time, and the VM is not up.
+        OutcomeUnknown: nor can libvirt be asked then.
+    """
+    if (earlier := run.starting) is None or is_up(run.vm, parameters):
+        return
+    async with run.until(run.deadline):
+        await asyncio.wait([earlier])
+    run.check()
+    if not earlier.done():
+        vm = await run.look_if_possible(at_last=True)
+        if not is_up(vm, parameters):
+            raise StartTimedOut(vm, parameters.timeout)
+
+
 async def _take_turn(run: Run, parameters: StartParameters) -> None:
     """Wait for the turn of *run* among the starts of the host; it lasts as long as the run.
 
@@ -147,14 +167,26 @@ async def _call(run: Run, parameters: StartParameters) -> bool:
 
     Raises:
         LibvirtInvalidState: it is not off.
+        LibvirtUnreachable: libvirt was not given the start in time, and never will be.
         VmagentdError: it is not started.
     """
     run.check()
-    loop = asyncio.get_running_loop()
-    run.call = call = loop.create_task(_answer(run.domains, run, parameters, run.time_left))
-    async with run.until(run.deadline):
-        await asyncio.shield(call)
+    leave = Leave()
+    call = asyncio.get_running_loop().create_task(_answer(run, parameters, leave))
+    run.starts.give(run.operation.vm, call)
+    given = True  # so far
+    try:
+        async with run.until(run.deadline):
+            await asyncio.wait([call])
+    finally:
+        # whoever comes next need not reckon with what libvirt was not given by now
+        if not call.done() and leave.take():
+            given = False
+            call.cancel()
     run.check()
+    if not given:
+        waited = f"{parameters.timeout.total_seconds():g} s"
+        raise LibvirtUnreachable(f"no thread or no link was free within {waited}")
     error = call.result() if call.done() else None
     match error:
         case None:
@@ -171,16 +203,14 @@ async def _call(run: Run, parameters: StartParameters) -> bool:
             raise error
 
 
-async def _answer(
-    domains: Domains, run: Run, parameters: StartParameters, allowed: timedelta
-) -> VmagentdError | None:
+async def _answer(run: Run, parameters: StartParameters, leave: Leave) -> VmagentdError | None:
     """Return libvirt's answer to the start, an error too: it may be read later, or never."""
     try:
-        await domains.start(
+        await run.domains.start(
             run.operation.vm,
             paused=parameters.paused,
             discard_saved_state=parameters.discard_saved_state,
-            deadline=allowed,
+            leave=leave,
             answered=run.answered,
         )
     except VmagentdError as error:

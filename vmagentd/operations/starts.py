@@ -3,21 +3,29 @@
 So many at once, the others in the order in which they came; and none over what the host's VMs may
 use together. A start is counted until its VM is up in the journal, or libvirt has answered that
 it is not, so that two that come together cannot both have the last place.
+
+What libvirt was given and has not answered is known here for longer: whoever does something to
+the VM must reckon with it, whatever has become of the operation that it was for.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from vmagentd.errors import HostLimitReached
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmagentd.errors import VmagentdError
     from vmagentd.journal.store import Journal
     from vmagentd.model import Operation, OperationId, Vm, VmUuid
+
+
+# libvirt's answer to a start: none but that it did it, or an error
+StartCall: TypeAlias = "asyncio.Task[VmagentdError | None]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +57,7 @@ class Starts:
         self.limits = limits
         self._busy: list[Claim] = []
         self._queue: list[Claim] = []
+        self._calls: dict[VmUuid, StartCall] = {}
 
     @property
     def running(self) -> int:
@@ -94,6 +103,24 @@ class Starts:
             if claim in claims:
                 claims.remove(claim)
         self._advance()
+
+    def give(self, vm: VmUuid, call: StartCall) -> None:
+        """Remember that libvirt is given a start of *vm*, until it has answered that."""
+
+        def answered(_: object) -> None:
+            if self._calls.get(vm) is call:
+                del self._calls[vm]
+
+        self._calls[vm] = call
+        call.add_done_callback(answered)
+
+    def unanswered(self, vm: VmUuid) -> StartCall | None:
+        """Return the start of *vm* that libvirt was given and has not answered, if there is one.
+
+        There is never more than one: no Start gives libvirt another one before.
+        """
+        call = self._calls.get(vm)
+        return None if call is None or call.done() else call
 
     @property
     def _has_room(self) -> bool:

@@ -17,20 +17,21 @@ from vmagentd.errors import (
     VmNotFound,
 )
 from vmagentd.lifecycle.steps import is_outlived
-from vmagentd.model import OperationOutcome, OperationPhase, VmState
+from vmagentd.model import OnGraceExpired, OperationOutcome, OperationPhase, VmState
 from vmagentd.operations.asking import grace_expired, press, refuse_outlived, refuse_unheard
 from vmagentd.operations.run import EVENT_DUE_S, log_fields
 
 if TYPE_CHECKING:
     from vmagentd.model import StopParameters
     from vmagentd.operations.run import Run
+    from vmagentd.operations.starts import StartCall
 
 log = logging.getLogger(__name__)
 
 
 def open_stop(run: Run, _parameters: StopParameters) -> OperationPhase | None:
     """Force a VM off at once that is up, if that is what is asked for."""
-    at_once = run.forced and run.vm.active and run.predecessor is None
+    at_once = run.forced and run.vm.active and run.starting is None
     return OperationPhase.FORCING if at_once else None
 
 
@@ -40,10 +41,11 @@ async def stop(run: Run, parameters: StopParameters) -> OperationOutcome:
     Raises:
         VmagentdError: it is not off, and why.
     """
-    if run.predecessor is not None:
-        await _end_start(run, run.predecessor)
+    answered = await _end_start(run, parameters)
     if not run.opened:
-        await run.look()
+        vm = await run.look()
+        if not answered and not vm.active:
+            raise OutcomeUnknown(vm.uuid, "start", "libvirt has it and does not answer")
     return await _bring_off(run, parameters)
 
 
@@ -162,31 +164,45 @@ async def _force(run: Run) -> OperationOutcome:
         await run.step(OperationPhase.FORCING)
 
 
-async def _end_start(run: Run, starting: asyncio.Task[object]) -> None:
-    """Wait until libvirt has answered a start that this Stop cancelled.
+async def _end_start(run: Run, parameters: StopParameters) -> bool:
+    """Wait until libvirt has answered a start that it was given before; return whether it has.
 
-    Before that the VM may be off and still come up. A forced Stop breaks the start off; else
-    what has been started is asked to shut down.
+    Before that the VM may be off and still come up. Force breaks the start off; else what has
+    been started is asked to shut down.
     """
-    loop = asyncio.get_running_loop()
-    give_up = loop.time() + run.times.force_timeout.total_seconds()
-    while not starting.done() and loop.time() < (give_up if run.forced else run.deadline):
-        wake = run.deadline
-        if run.forced:
-            wake = loop.time() + EVENT_DUE_S / 4
-            if run.operation.phase is not OperationPhase.FORCING:
-                await run.step(OperationPhase.FORCING)
-            run.check()  # nobody was waiting who could be interrupted
-            try:
-                await run.domains.destroy(run.operation.vm)
-            except (
-                VmNotFound,
-                LibvirtInvalidState,
-                LibvirtBusy,
-                LibvirtRefused,  # its process may be ending just now
-                OutcomeUnknown,
-            ) as error:
-                log.debug("stop %s: breaking the start off: %s", run.vm.name, error)
-        async with run.until(wake):
+    if (starting := run.starting) is None:
+        return True
+    if not run.forced:
+        async with run.until(run.deadline):
             await asyncio.wait([starting])
         run.check()
+    alone = not run.forced and parameters.on_grace_expired is OnGraceExpired.FAIL
+    if alone or starting.done():
+        return starting.done()
+    return await _break_off(run, starting)
+
+
+async def _break_off(run: Run, starting: StartCall) -> bool:
+    """Force off whatever a start brings up, until libvirt has answered that; whether it has."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + run.times.force_timeout.total_seconds()
+    if run.operation.phase is not OperationPhase.FORCING:
+        await run.step(OperationPhase.FORCING)
+    while True:
+        run.check()  # nobody was waiting who could be interrupted
+        try:
+            async with run.until(give_up):
+                await run.domains.destroy(run.operation.vm)
+        except (
+            VmNotFound,
+            LibvirtInvalidState,
+            LibvirtBusy,
+            LibvirtRefused,  # its process may be ending just now
+            OutcomeUnknown,
+        ) as error:
+            log.debug("stop %s: breaking the start off: %s", run.vm.name, error)
+        async with run.until(min(give_up, loop.time() + EVENT_DUE_S / 4)):
+            await asyncio.wait([starting])
+        run.check()
+        if starting.done() or loop.time() >= give_up:
+            return starting.done()

@@ -1,7 +1,7 @@
 """Queries and changes on libvirt's test driver."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,11 +18,10 @@ from vmagentd.hypervisor.guest import AskMethod
 from vmagentd.model import Reason, Sighting, Source, VmState, VmUuid
 
 NOBODY = VmUuid("00000000-0000-4000-8000-000000000000")
-SOON = timedelta(seconds=10)
 
 
 async def start(host: Host, vm: VmUuid) -> None:
-    await host.domains.start(vm, paused=False, discard_saved_state=False, deadline=SOON)
+    await host.domains.start(vm, paused=False, discard_saved_state=False)
 
 
 async def sighting(host: Host, vm: VmUuid) -> Sighting:
@@ -139,7 +138,7 @@ async def test_a_flag_that_the_driver_lacks(host: Host, paused: bool, discard: b
     vm = host.vm("a")
     await host.domains.destroy(vm)
     with pytest.raises(LibvirtUnsupported):
-        await host.domains.start(vm, paused=paused, discard_saved_state=discard, deadline=SOON)
+        await host.domains.start(vm, paused=paused, discard_saved_state=discard)
     assert (await sighting(host, vm)).state is VmState.STOPPED
 
 

@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Iterator
-from datetime import timedelta
 
 import libvirt
 import pytest
@@ -24,12 +23,12 @@ from vmagentd.errors import (
     VmNotFound,
 )
 from vmagentd.hypervisor.guest import AskMethod
+from vmagentd.hypervisor.pool import Leave
 from vmagentd.model import Reason, VmState, VmUuid
 
 pytestmark = pytest.mark.timeout(120)
 
 NOBODY = VmUuid("00000000-0000-4000-8000-000000000000")
-SOON = timedelta(seconds=30)
 
 
 async def state(host: Host, vm: VmUuid) -> tuple[VmState, Reason]:
@@ -105,9 +104,7 @@ async def test_saved_memory_is_found_after_libvirtd_forgot_why_the_vm_is_off(
         assert (seen[VmUuid(guest_.uuid)].state, seen[VmUuid(guest_.uuid)].reason) == expected
         assert seen[VmUuid(guest_.uuid)].raw.minor == libvirt.VIR_DOMAIN_SHUTOFF_UNKNOWN
     # discards the saved memory: boots
-    await real.domains.start(
-        VmUuid(saved.uuid), paused=True, discard_saved_state=True, deadline=SOON
-    )
+    await real.domains.start(VmUuid(saved.uuid), paused=True, discard_saved_state=True)
     assert await state(real, VmUuid(saved.uuid)) == (VmState.PAUSED, Reason.PAUSED_BY_USER)
     assert not saved.domain.hasManagedSaveImage()
 
@@ -165,21 +162,31 @@ async def test_a_frozen_libvirtd(connect: Connect, libvirtd: PrivateLibvirtd) ->
         await host.domains.survey()
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
 async def test_a_start_that_was_given_up_does_not_come_later(
-    real: Host, libvirtd: PrivateLibvirtd, guest: Guests
+    real: Host, libvirtd: PrivateLibvirtd, guest: Guests, *, cancelled: bool
 ) -> None:
-    vm = VmUuid(guest(running=False).uuid)
+    """Its thread was still opening a link."""
+    vm, leave = VmUuid(guest(running=False).uuid), Leave()
     libvirtd.freeze()
     try:
-        with pytest.raises(LibvirtUnreachable):
-            await real.domains.start(
-                vm, paused=False, discard_saved_state=False, deadline=timedelta(seconds=0.3)
-            )
+        start = asyncio.create_task(
+            real.domains.start(vm, paused=False, discard_saved_state=False, leave=leave)
+        )
+        done, _ = await asyncio.wait([start], timeout=0.3)
+        assert not done
+        assert cancelled or leave.take()
+        if cancelled:
+            start.cancel()
+            await asyncio.wait([start])
+            assert not leave.take()
     finally:
         libvirtd.thaw()
+    with pytest.raises(asyncio.CancelledError if cancelled else LibvirtUnreachable):
+        await start
     # the same thread, so after the call that was given up
     with pytest.raises(VmNotFound):
-        await real.domains.start(NOBODY, paused=False, discard_saved_state=False, deadline=SOON)
+        await real.domains.start(NOBODY, paused=False, discard_saved_state=False)
     assert (await state(real, vm))[0] is VmState.STOPPED
 
 
@@ -250,9 +257,7 @@ async def test_guests_that_hang_delay_nobody_else(
         assert await host.domains.shutdown(VmUuid(healthy.uuid)) is AskMethod.ACPI
         assert len((await host.domains.survey()).sightings) == 7
         await host.until_event(healthy.uuid, "STOPPED_SHUTDOWN")
-        await host.domains.start(
-            VmUuid(healthy.uuid), paused=False, discard_saved_state=False, deadline=SOON
-        )
+        await host.domains.start(VmUuid(healthy.uuid), paused=False, discard_saved_state=False)
         assert time.monotonic() - began < 9  # a press is given up after 10
         # longer than keepalive's patience: not a link was cut off
         answers = await asyncio.gather(*presses, return_exceptions=True)

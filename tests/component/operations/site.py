@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
     from pathlib import Path
 
+    from vmagentd.hypervisor.pool import Leave
     from vmagentd.model import Event, LinkLost, Query, Vm
     from vmagentd.operations.run import Run
 
@@ -99,15 +100,19 @@ class Meddled(Domains):
         *,
         paused: bool,
         discard_saved_state: bool,
-        deadline: timedelta,
+        leave: Leave | None = None,
         answered: Answered = lambda: None,
     ) -> None:
+        if "start" in self.before or "start" in self.instead:
+            # what happens then happens in libvirt, which has been given it
+            assert leave is None or leave.take()
+            leave = None
         if not await self._meddle("start"):
             await super().start(
                 vm,
                 paused=paused,
                 discard_saved_state=discard_saved_state,
-                deadline=deadline,
+                leave=leave,
                 answered=answered,
             )
 

@@ -137,6 +137,15 @@ class TestQueue:
         async with asyncio.timeout(DEADLINE_S):
             assert (await second).outcome is DONE
 
+    async def test_one_that_hangs_keeps_it_for_no_longer_than_its_time(
+        self, narrow: Site, daemon: Daemon
+    ) -> None:
+        narrow.domains.before["start"] = for_ever
+        late = await daemon.done("o1", replace(START, timeout=0.2 * SECOND))
+        assert error_of(late) == "StartTimedOut"
+        del narrow.domains.before["start"]
+        assert (await daemon.done("o2", START)).outcome is DONE
+
     async def test_the_next_daemon_starts_none_of_them(self, narrow: Site) -> None:
         narrow.domains.before["start"] = for_ever
         async with narrow.daemon() as daemon:

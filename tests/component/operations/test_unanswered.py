@@ -1,0 +1,179 @@
+"""A start that its operation does not wait for any more: libvirt may have it, or never gets it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.component.hypervisor.host import until
+from tests.component.operations.gates import Gate, turns
+from tests.component.operations.site import (
+    DEADLINE_S,
+    FORCED,
+    SECOND,
+    START,
+    STOP,
+    TIMES,
+    Daemon,
+    Site,
+    somebody,
+)
+from vmagentd.model import (
+    OnGraceExpired,
+    Operation,
+    OperationOutcome,
+    OperationPhase,
+    StartParameters,
+    StopParameters,
+    VmState,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+DONE, ALREADY_DONE = OperationOutcome.DONE, OperationOutcome.ALREADY_DONE
+SOON: StartParameters = replace(START, timeout=0.2 * SECOND)
+
+
+def error_of(operation: Operation) -> str:
+    assert operation.failure is not None
+    return operation.failure.error
+
+
+async def given_up(daemon: Daemon, how: str) -> None:
+    """Let a Start of `off` end that libvirt has been given, and perhaps a Stop after it."""
+    if how == "timed out":
+        assert error_of(await daemon.done("off", SOON)) == "StartTimedOut"
+        return
+    start_id, start = await daemon.under_way("off", START, OperationPhase.STARTING)
+    await until(lambda: "start" in daemon.site.domains.calls, "libvirt has it")
+    await daemon.operations.cancel(start_id, caller=somebody("other"))
+    assert (await start).phase is OperationPhase.CANCELLED
+    if how == "a cancelled Stop later":
+        stop_id, stop = await daemon.under_way("off", STOP, OperationPhase.ACCEPTED)
+        await turns(20)
+        await daemon.operations.cancel(stop_id, caller=somebody("other"))
+        assert (await stop).phase is OperationPhase.CANCELLED
+
+
+@asynccontextmanager
+async def busy(here: Site) -> AsyncIterator[None]:
+    """Let libvirt hang in a call of each thread that starts VMs; then let it go on."""
+    pool, free = here.domains._act, threading.Event()
+    hung = [asyncio.create_task(pool.run(lambda _: free.wait())) for _ in range(16)]
+    await until(lambda: len(pool._unfinished) == 16 and not pool._jobs.qsize(), "all hang")
+    try:
+        yield
+    finally:
+        free.set()
+        await asyncio.gather(*hung)
+        # in turn: whatever waited for a thread has had one
+        await asyncio.gather(*(pool.run(lambda _: None) for _ in range(16)))
+
+
+class TestNotGiven:
+    """No thread, or no link, was there to give it to libvirt."""
+
+    async def test_one_that_is_cancelled_never_begins(self, here: Site, daemon: Daemon) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            async with busy(here):
+                start_id, start = await daemon.under_way("off", START, OperationPhase.STARTING)
+                await turns(20)
+                await daemon.operations.cancel(start_id, caller=somebody("other"))
+                assert (await start).phase is OperationPhase.CANCELLED
+                await until(lambda: daemon.starts.running == 0, "its place is free")
+            assert not here.domain("off").isActive()
+            assert (await daemon.done("off", START)).outcome is DONE
+
+    @pytest.mark.parametrize("wish", [STOP, FORCED])
+    async def test_who_stops_its_vm_does_not_wait(
+        self, here: Site, daemon: Daemon, wish: StopParameters
+    ) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            async with busy(here):
+                _, start = await daemon.under_way("off", START, OperationPhase.STARTING)
+                await turns(20)
+                stopped = await daemon.done("off", wish)
+                assert (await start).phase is OperationPhase.CANCELLED
+            assert stopped.outcome is ALREADY_DONE
+            assert not here.domain("off").isActive()
+
+    async def test_one_that_is_late_never_begins(self, here: Site, daemon: Daemon) -> None:
+        async with busy(here):
+            late = await daemon.done("off", SOON)
+            assert error_of(late) == "LibvirtUnreachable"
+        assert not here.domain("off").isActive()
+
+    async def test_one_whose_daemon_ends_never_begins(self, here: Site) -> None:
+        async with busy(here):
+            async with here.daemon() as daemon:
+                _, start = await daemon.under_way("off", START, OperationPhase.STARTING)
+                await turns(20)
+            await asyncio.wait([start])
+        assert not here.domain("off").isActive()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed out", "a cancelled Stop later"])
+class TestGiven:
+    """Libvirt has it, and whatever comes next on the VM knows of it."""
+
+    @pytest.mark.parametrize("wish", [STOP, FORCED])
+    async def test_a_stop_waits_for_its_answer(
+        self, here: Site, daemon: Daemon, wish: StopParameters, how: str
+    ) -> None:
+        here.domains.before["start"] = libvirt = Gate()
+        async with asyncio.timeout(DEADLINE_S):
+            await given_up(daemon, how)
+            stop = asyncio.create_task(daemon.done("off", wish))
+            done, _ = await asyncio.wait([stop], timeout=0.2)
+            assert not done
+            libvirt.open.set()
+            assert (await stop).phase is OperationPhase.SUCCEEDED
+        assert not here.domain("off").isActive()
+        assert daemon.vm("off").incarnation == 1
+
+    @pytest.mark.parametrize(
+        ("wish", "forces"),
+        [
+            (replace(STOP, grace_period=0.1 * SECOND), False),
+            (
+                replace(STOP, grace_period=0.1 * SECOND, on_grace_expired=OnGraceExpired.FORCE),
+                True,
+            ),
+            (FORCED, True),
+        ],
+    )
+    async def test_a_stop_does_not_say_that_it_is_off_while_it_may_come_up(
+        self, here: Site, wish: StopParameters, how: str, *, forces: bool
+    ) -> None:
+        here.times = replace(TIMES, force_timeout=0.3 * SECOND)
+        here.domains.before["start"] = libvirt = Gate()
+        async with here.daemon() as daemon, asyncio.timeout(DEADLINE_S):
+            await given_up(daemon, how)
+            stopped = await daemon.done("off", wish)
+            assert error_of(stopped) == "OutcomeUnknown"
+            assert ("destroy" in here.domains.calls) == forces
+            libvirt.open.set()
+            await daemon.until_state("off", VmState.RUNNING)
+            assert (await daemon.done("off", FORCED)).outcome is DONE
+            assert not here.domain("off").isActive()
+
+    async def test_a_start_does_not_give_it_another_one(
+        self, here: Site, daemon: Daemon, how: str
+    ) -> None:
+        here.domains.before["start"] = libvirt = Gate()
+        async with asyncio.timeout(DEADLINE_S):
+            await given_up(daemon, how)
+            assert error_of(await daemon.done("off", SOON)) == "StartTimedOut"
+            start = asyncio.create_task(daemon.done("off", START))
+            done, _ = await asyncio.wait([start], timeout=0.2)
+            assert not done
+            libvirt.open.set()
+            assert (await start).outcome is ALREADY_DONE
+        assert here.domains.calls.count("start") == 1
+        assert daemon.vm("off").incarnation == 1
