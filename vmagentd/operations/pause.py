@@ -126,7 +126,7 @@ async def _bring(
             raise OperationTimedOut(vm, parameters.verb, parameters.timeout)
         await run.step(OperationPhase.APPLYING)
     run.check()
-    after, silent = run.head, False
+    cursor, silent = run.cursor(), False
     try:
         async with run.until(run.deadline):
             await _call(run, state)(run.operation.vm, deadline=run.time_left)
@@ -148,7 +148,7 @@ async def _bring(
     def settled(vm: Vm) -> bool:
         return vm.state is state or not vm.active
 
-    vm = await run.settle(settled, after=after)
+    vm = await run.settle(settled, cursor)
     if not settled(vm):
         raise OperationTimedOut(vm, parameters.verb, parameters.timeout)
     if vm.state is not state:

@@ -25,7 +25,8 @@ from vmagentd.operations.asking import grace_expired, press, refuse_outlived, re
 from vmagentd.operations.run import EVENT_DUE_S
 
 if TYPE_CHECKING:
-    from vmagentd.model import RebootParameters, Revision, Vm
+    from vmagentd.model import RebootParameters, Vm
+    from vmagentd.operations.cursor import Cursor
     from vmagentd.operations.run import Run
 
 
@@ -59,7 +60,7 @@ async def go_on_reboot(run: Run, parameters: RebootParameters) -> OperationOutco
     if not run.force_is_due:
         if run.operation.phase is OperationPhase.ACCEPTED:
             raise OperationInterrupted(vm.uuid, run.operation.id)
-        if await _rebooted(run, vm.revision, until=run.deadline):
+        if await _rebooted(run, run.cursor(), until=run.deadline):
             return OperationOutcome.DONE
         run.check()
     if not run.force_is_due:
@@ -97,7 +98,7 @@ async def _ask_guest(run: Run, parameters: RebootParameters) -> bool:
         VmInState: it went off instead.
     """
     loop = asyncio.get_running_loop()
-    since, next_press = run.head, loop.time()
+    cursor, next_press = run.cursor(), loop.time()
     begin_time, asked = datetime.now(UTC), False
     while not run.forced:
         run.check()
@@ -107,7 +108,7 @@ async def _ask_guest(run: Run, parameters: RebootParameters) -> bool:
         if over:
             await grace_expired(run, parameters)
             refuse_outlived(run)
-            return await _rebooted(run, since, until=loop.time())
+            return await _rebooted(run, cursor, until=loop.time())
         if loop.time() >= next_press:
             method = None
             if run.vm.state is VmState.RUNNING:
@@ -120,7 +121,7 @@ async def _ask_guest(run: Run, parameters: RebootParameters) -> bool:
                 # it has heard; a button could reach it after its reboot, and switch it off
                 next_press = run.deadline
         run.check()
-        if await _rebooted(run, since, until=_wake(run, next_press)):
+        if await _rebooted(run, cursor, until=_wake(run, next_press)):
             return True
     return False
 
@@ -151,7 +152,7 @@ async def _reset(run: Run) -> None:
     """
     run.check()
     loop = asyncio.get_running_loop()
-    since, answered = run.head, False
+    cursor, answered = run.cursor(), False
     # committed before: nothing would tell the next daemon that the guest was reset
     await run.step(OperationPhase.FORCING)
     run.check()
@@ -169,11 +170,11 @@ async def _reset(run: Run) -> None:
     if not answered:
         raise OutcomeUnknown(run.operation.vm, "reset", "no answer in time")
     # libvirt says that it is done; not every driver has an event that tells it too
-    await _rebooted(run, since, until=loop.time() + EVENT_DUE_S)
+    await _rebooted(run, cursor, until=loop.time() + EVENT_DUE_S)
 
 
-async def _rebooted(run: Run, since: Revision, *, until: float) -> bool:
-    """Wait until the journal has a reboot after *since* by this operation, or that time.
+async def _rebooted(run: Run, cursor: Cursor, *, until: float) -> bool:
+    """Wait until *cursor* sees a reboot by this operation, or that time.
 
     Raises:
         VmInState: it is off instead.
@@ -183,7 +184,7 @@ async def _rebooted(run: Run, since: Revision, *, until: float) -> bool:
         return vm.reason is Reason.REBOOTED and vm.initiator.operation_id == run.operation.id
 
     async with run.until(until):
-        vm = await run.reached(since, lambda vm: by_us(vm) or not vm.active)
+        vm = await cursor.reached(lambda vm: by_us(vm) or not vm.active)
         if not vm.active:
             raise VmInState(vm)
         return True

@@ -21,12 +21,13 @@ from vmagentd.model import (
 )
 from vmagentd.operations.bound import Bound
 from vmagentd.operations.course import Course
+from vmagentd.operations.cursor import Cursor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from vmagentd.errors import VmagentdError
-    from vmagentd.model import Caller, OperationFailure, Parameters, Revision, Vm
+    from vmagentd.model import Caller, OperationFailure, Parameters, Vm
     from vmagentd.operations.means import Means
     from vmagentd.operations.starts import Claim, StartCall
 
@@ -77,11 +78,6 @@ class Run:
     def vm(self) -> Vm:
         """The VM as the journal has it now."""
         return self._journal.vms.get(self.operation.vm, self._found)
-
-    @property
-    def head(self) -> Revision:
-        """The journal's newest revision: what comes after it has not happened yet."""
-        return self._journal.head
 
     @property
     def starting(self) -> StartCall | None:
@@ -310,16 +306,12 @@ class Run:
             log.info("%s: could not be asked: %s", self.vm.name, error, extra=fields)
             return self.vm
 
-    async def reached(self, after: Revision, wanted: Callable[[Vm], bool]) -> Vm:
-        """Wait for a transition after *after* that makes the VM *wanted*; return it as it was."""
-        async for page in self._journal.follow(after):
-            for transition in page:
-                if transition.vm.uuid == self.operation.vm and wanted(transition.vm):
-                    return transition.vm
-        raise AssertionError  # follow does not end
+    def cursor(self) -> Cursor:
+        """Return what sees all that happens to the VM after what `vm` tells now."""
+        return Cursor(self._journal, self.operation.vm)
 
-    async def settle(self, settled: Callable[[Vm], bool], *, after: Revision) -> Vm:
-        """Wait for a transition after *after* that makes the VM *settled*, or the deadline.
+    async def settle(self, settled: Callable[[Vm], bool], cursor: Cursor) -> Vm:
+        """Wait until *cursor* sees a transition that makes the VM *settled*, or the deadline.
 
         An event that is missing for EVENT_DUE_S is looked for. Returns the VM as it was then.
 
@@ -329,7 +321,7 @@ class Run:
         loop = asyncio.get_running_loop()
         while True:
             async with self.until(min(self.deadline, loop.time() + EVENT_DUE_S)):
-                return await self.reached(after, settled)
+                return await cursor.reached(settled)
             self.check()
             late = loop.time() >= self.deadline
             vm = await self.look_if_possible(at_last=late)

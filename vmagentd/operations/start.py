@@ -27,7 +27,8 @@ from vmagentd.model import OperationOutcome, OperationPhase, StartParameters, Vm
 from vmagentd.operations.run import EVENT_DUE_S
 
 if TYPE_CHECKING:
-    from vmagentd.model import Revision, Vm
+    from vmagentd.model import Vm
+    from vmagentd.operations.cursor import Cursor
     from vmagentd.operations.run import Run
 
 
@@ -67,10 +68,10 @@ async def start(run: Run, parameters: StartParameters) -> OperationOutcome:
                 return OperationOutcome.ALREADY_DONE
             _refuse(vm, parameters)
         if vm.active:
-            await _arrive(run, parameters, vm.incarnation, after=vm.revision, answered=False)
+            await _arrive(run, parameters, vm.incarnation, run.cursor(), answered=False)
             return OperationOutcome.DONE
         await run.step(OperationPhase.STARTING)
-    after, incarnation = run.head, run.vm.incarnation
+    cursor, incarnation = run.cursor(), run.vm.incarnation
     try:
         answered = await _call(run, parameters)
     except LibvirtInvalidState as error:  # somebody was faster, or it is not as it was
@@ -81,7 +82,7 @@ async def start(run: Run, parameters: StartParameters) -> OperationOutcome:
         if not vm.active:
             raise VmInState(vm) from error
         answered = False
-    await _arrive(run, parameters, incarnation, after=after, answered=answered)
+    await _arrive(run, parameters, incarnation, cursor, answered=answered)
     return OperationOutcome.DONE
 
 
@@ -99,7 +100,7 @@ async def go_on_start(run: Run, parameters: StartParameters) -> OperationOutcome
         raise OperationInterrupted(vm.uuid, run.operation.id)
     # libvirt has begun: it is counted and does not wait
     run.claim = run.starts.claim(run.operation, run.place, now=True)
-    await _arrive(run, parameters, vm.incarnation, after=vm.revision, answered=False)
+    await _arrive(run, parameters, vm.incarnation, run.cursor(), answered=False)
     return OperationOutcome.DONE
 
 
@@ -219,7 +220,7 @@ async def _answer(run: Run, parameters: StartParameters, leave: Leave) -> Vmagen
 
 
 async def _arrive(
-    run: Run, parameters: StartParameters, incarnation: int, *, after: Revision, answered: bool
+    run: Run, parameters: StartParameters, incarnation: int, cursor: Cursor, *, answered: bool
 ) -> None:
     """Wait until the VM is up.
 
@@ -227,7 +228,7 @@ async def _arrive(
         run: the Start.
         parameters: what is up.
         incarnation: the VM's before the start: a later one that is off has come and gone.
-        after: transitions after this one count.
+        cursor: sees what happens to the VM since the start.
         answered: libvirt says that it has started the VM, so one that is off has ended since.
 
     Raises:
@@ -242,7 +243,7 @@ async def _arrive(
     loop = asyncio.get_running_loop()
     while True:
         async with run.until(min(run.deadline, loop.time() + EVENT_DUE_S)):
-            vm = await run.reached(after, over)
+            vm = await cursor.reached(over)
             break
         run.check()
         late = loop.time() >= run.deadline

@@ -99,7 +99,7 @@ async def _ask_guest(run: Run, parameters: StopParameters) -> bool:
     loop = asyncio.get_running_loop()
     next_press = loop.time()
     while True:
-        vm = run.vm
+        vm, cursor = run.vm, run.cursor()
         run.check()
         if _is_off(run) or run.forced:
             return _is_off(run)
@@ -120,7 +120,7 @@ async def _ask_guest(run: Run, parameters: StopParameters) -> bool:
         elif vm.state is VmState.CRASHED:
             raise VmCrashed(vm)  # it will never react
         async with run.until(wake):
-            await run.reached(vm.revision, lambda _: True)
+            await cursor.reached(lambda _: True)
 
 
 async def _force(run: Run) -> OperationOutcome:
@@ -137,7 +137,7 @@ async def _force(run: Run) -> OperationOutcome:
         await run.step(OperationPhase.FORCING)
     while True:
         run.check()
-        after = run.vm.revision
+        cursor = run.cursor()
         try:
             async with run.until(give_up):
                 await run.domains.destroy(run.operation.vm, answered=run.answered)
@@ -153,7 +153,7 @@ async def _force(run: Run) -> OperationOutcome:
         untouched = False
         if run.vm.active:
             async with run.until(min(give_up, loop.time() + EVENT_DUE_S)):
-                await run.reached(after, lambda vm: not vm.active)
+                await cursor.reached(lambda vm: not vm.active)
         late = loop.time() >= give_up
         if run.vm.active:
             await run.look_if_possible(at_last=late)
