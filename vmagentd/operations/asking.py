@@ -77,9 +77,9 @@ async def press(run: Run, ask: Callable[[VmUuid], Awaitable[AskMethod]]) -> AskM
             method = await ask(run.operation.vm)
             run.answered()
     except (VmNotFound, LibvirtInvalidState):
-        await run.look()
+        await run.look_if_possible()
     except LibvirtRefused:
-        if (await run.look()).active:
+        if (await run.look_in_time()).active:
             raise  # else it went off meanwhile, and took what was being said to it along
     except (LibvirtBusy, LibvirtUnreachable, OutcomeUnknown) as error:
         log.info(

@@ -6,6 +6,7 @@ anew since.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from vmagentd.errors import (
@@ -20,11 +21,13 @@ from vmagentd.errors import (
 )
 from vmagentd.model import OperationOutcome, OperationPhase, VmState
 from vmagentd.operations.asking import refuse_outlived
+from vmagentd.operations.run import EVENT_DUE_S
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from vmagentd.model import PauseParameters, ResumeParameters, Vm
+    from vmagentd.operations.cursor import Cursor
     from vmagentd.operations.run import Run
 
 _RESUMABLE = (VmState.PAUSED, VmState.SLEEPING)
@@ -52,7 +55,7 @@ async def go_on_pause(run: Run, parameters: PauseParameters) -> OperationOutcome
     Raises:
         OperationInterrupted: the VM was started anew since.
     """
-    await run.look()
+    await run.look_in_time()
     refuse_outlived(run)
     return await _bring(run, parameters, VmState.PAUSED, _refuse_pause)
 
@@ -75,7 +78,7 @@ async def resume(run: Run, parameters: ResumeParameters) -> OperationOutcome:
 
 async def go_on_resume(run: Run, parameters: ResumeParameters) -> OperationOutcome:
     """Go on with a Resume that an earlier daemon began; errors as `resume` and `go_on_pause`."""
-    await run.look()
+    await run.look_in_time()
     refuse_outlived(run)
     return await _bring(run, parameters, VmState.RUNNING, _refuse_resume)
 
@@ -131,13 +134,13 @@ async def _bring(
         async with run.until(run.deadline):
             await _call(run, state)(run.operation.vm, deadline=run.time_left)
     except (VmNotFound, LibvirtInvalidState) as error:
-        vm = await run.look()
+        vm = await run.look_in_time()
         if vm.state is state:
             return run.holds()
         refuse(vm)
         raise VmInState(vm) from error
     except LibvirtRefused as error:
-        if (await run.look()).active:
+        if (await run.look_in_time()).active:
             raise
         raise VmInState(run.vm) from error
     except OutcomeUnknown:
@@ -148,12 +151,31 @@ async def _bring(
     def settled(vm: Vm) -> bool:
         return vm.state is state or not vm.active
 
-    vm = await run.settle(settled, cursor)
+    vm = await _settle(run, settled, cursor)
     if not settled(vm):
         raise OperationTimedOut(vm, parameters.verb, parameters.timeout)
     if vm.state is not state:
         raise VmInState(vm)
     return OperationOutcome.DONE
+
+
+async def _settle(run: Run, settled: Callable[[Vm], bool], cursor: Cursor) -> Vm:
+    """Wait until *cursor* sees a transition that makes the VM *settled*, or the deadline.
+
+    An event that is missing for EVENT_DUE_S is looked for. Returns the VM as it was then.
+
+    Raises:
+        OutcomeUnknown: at the deadline libvirt cannot be asked.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        async with run.until(min(run.deadline, loop.time() + EVENT_DUE_S)):
+            return await cursor.reached(settled)
+        run.check()
+        late = loop.time() >= run.deadline
+        vm = await run.look_if_possible(at_last=late)
+        if settled(vm) or late:
+            return vm
 
 
 def _call(run: Run, state: VmState) -> Callable[..., Awaitable[None]]:

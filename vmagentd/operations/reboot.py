@@ -55,7 +55,7 @@ async def go_on_reboot(run: Run, parameters: RebootParameters) -> OperationOutco
         OutcomeUnknown: it was, and nobody knows what came of it.
         VmagentdError: it is not reset, and why.
     """
-    vm = await run.look()
+    vm = await run.look_in_time()
     refuse_outlived(run)
     if not run.force_is_due:
         if run.operation.phase is OperationPhase.ACCEPTED:
@@ -161,9 +161,9 @@ async def _reset(run: Run) -> None:
             await run.domains.reset(run.operation.vm)
             answered = True
     except (VmNotFound, LibvirtInvalidState) as error:
-        raise VmInState(await run.look()) from error
+        raise VmInState(await run.look_in_time()) from error
     except LibvirtRefused as error:
-        if (await run.look()).active:
+        if (await run.look_in_time()).active:
             raise
         raise VmInState(run.vm) from error
     run.check()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from vmagentd.errors import HypervisorError, OutcomeUnknown
+from vmagentd.errors import HypervisorError, LibvirtUnreachable, OutcomeUnknown
 from vmagentd.failpoints import failpoint
 from vmagentd.lifecycle.steps import end, is_forced, meant_for, step
 from vmagentd.model import (
@@ -24,7 +25,7 @@ from vmagentd.operations.course import Course
 from vmagentd.operations.cursor import Cursor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from vmagentd.errors import VmagentdError
     from vmagentd.model import Caller, OperationFailure, Parameters, Vm
@@ -289,6 +290,26 @@ class Run:
         await self._journal.append(query)
         return self.vm
 
+    async def look_in_time(self, until: float | None = None) -> Vm:
+        """Ask libvirt for the VM as soon as it can be asked; return it as the journal has it then.
+
+        Args:
+            until: how long that may take, in the loop's time; the deadline if None.
+
+        Raises:
+            OutcomeUnknown: it cannot be asked in time, so nobody knows what came of the operation.
+            HypervisorError: libvirt does not tell.
+        """
+        loop, give_up = asyncio.get_running_loop(), self.deadline if until is None else until
+        while loop.time() < give_up:
+            cursor = self.cursor()
+            with suppress(LibvirtUnreachable):
+                return await self.look()
+            async with self.until(min(give_up, loop.time() + EVENT_DUE_S)):
+                await cursor.reached(lambda _: True)
+            self.check()
+        return await self.look_if_possible(at_last=True)
+
     async def look_if_possible(self, *, at_last: bool = False) -> Vm:
         """Ask libvirt for the VM if it can be asked, and return it as the journal has it.
 
@@ -309,24 +330,6 @@ class Run:
     def cursor(self) -> Cursor:
         """Return what sees all that happens to the VM after what `vm` tells now."""
         return Cursor(self._journal, self.operation.vm)
-
-    async def settle(self, settled: Callable[[Vm], bool], cursor: Cursor) -> Vm:
-        """Wait until *cursor* sees a transition that makes the VM *settled*, or the deadline.
-
-        An event that is missing for EVENT_DUE_S is looked for. Returns the VM as it was then.
-
-        Raises:
-            OutcomeUnknown: at the deadline libvirt cannot be asked.
-        """
-        loop = asyncio.get_running_loop()
-        while True:
-            async with self.until(min(self.deadline, loop.time() + EVENT_DUE_S)):
-                return await cursor.reached(settled)
-            self.check()
-            late = loop.time() >= self.deadline
-            vm = await self.look_if_possible(at_last=late)
-            if settled(vm) or late:
-                return vm
 
     def _interrupt(self) -> None:
         if self._bound is not None:

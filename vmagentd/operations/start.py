@@ -75,7 +75,7 @@ async def start(run: Run, parameters: StartParameters) -> OperationOutcome:
     try:
         answered = await _call(run, parameters)
     except LibvirtInvalidState as error:  # somebody was faster, or it is not as it was
-        vm = await run.look()
+        vm = await run.look_in_time()
         if is_up(vm, parameters):
             return OperationOutcome.ALREADY_DONE
         _refuse(vm, parameters)
@@ -91,8 +91,9 @@ async def go_on_start(run: Run, parameters: StartParameters) -> OperationOutcome
 
     Raises:
         OperationInterrupted: it did not take effect.
+        OutcomeUnknown: libvirt cannot be asked in time.
     """
-    vm = await run.look()
+    vm = await run.look_in_time()
     if is_up(vm, parameters):
         return OperationOutcome.DONE
     coming = vm.state is VmState.STARTING or run.operation.phase not in _BEFORE
@@ -196,9 +197,9 @@ async def _call(run: Run, parameters: StartParameters) -> bool:
             await run.step(OperationPhase.WAITING)
             return False
         case VmNotFound():
-            raise VmNotFound(run.vm.uuid, await run.look()) from error
+            raise VmNotFound(run.vm.uuid, await run.look_if_possible()) from error
         case LibvirtRefused():
-            vm = await run.look()
+            vm = await run.look_if_possible()
             raise StartFailed(vm, error.code, error.domain, error.message) from error
         case _:
             raise error

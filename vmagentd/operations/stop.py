@@ -22,7 +22,7 @@ from vmagentd.operations.asking import grace_expired, press, refuse_outlived, re
 from vmagentd.operations.run import EVENT_DUE_S, log_fields
 
 if TYPE_CHECKING:
-    from vmagentd.model import StopParameters
+    from vmagentd.model import StopParameters, Vm
     from vmagentd.operations.run import Run
     from vmagentd.operations.starts import StartCall
 
@@ -43,10 +43,22 @@ async def stop(run: Run, parameters: StopParameters) -> OperationOutcome:
     """
     answered = await _end_start(run, parameters)
     if not run.opened:
-        vm = await run.look()
+        vm = await _look(run, parameters)
         if not answered and not vm.active:
             raise OutcomeUnknown(vm.uuid, "start", "libvirt has it and does not answer")
     return await _bring_off(run, parameters)
+
+
+async def _look(run: Run, parameters: StopParameters) -> Vm:
+    """Look at the VM before anything is done to it, and ride a blink of the link out.
+
+    Raises:
+        OutcomeUnknown: libvirt cannot be asked before all its time is over.
+    """
+    if run.forced or parameters.on_grace_expired is OnGraceExpired.FORCE:
+        begin = max(run.deadline, asyncio.get_running_loop().time())
+        return await run.look_in_time(begin + run.times.force_timeout.total_seconds())
+    return await run.look_in_time()
 
 
 async def _bring_off(run: Run, parameters: StopParameters) -> OperationOutcome:
@@ -74,7 +86,7 @@ async def go_on_stop(run: Run, parameters: StopParameters) -> OperationOutcome:
         OperationInterrupted: it was started anew, and nothing had been done to end it.
         VmagentdError: it is not off, and why.
     """
-    vm = await run.look()
+    vm = await _look(run, parameters)
     if not (vm.active and is_outlived(run.operation, vm)):
         return await _bring_off(run, parameters)
     if run.operation.phase is OperationPhase.ACCEPTED:
@@ -142,10 +154,10 @@ async def _force(run: Run) -> OperationOutcome:
             async with run.until(give_up):
                 await run.domains.destroy(run.operation.vm, answered=run.answered)
         except (VmNotFound, LibvirtInvalidState):
-            if not (await run.look()).active and untouched:
+            if not (await run.look_in_time(give_up)).active and untouched:
                 return run.holds()
         except LibvirtRefused:
-            if (await run.look()).active:
+            if (await run.look_in_time(give_up)).active:
                 raise
         except (LibvirtBusy, LibvirtUnreachable, OutcomeUnknown) as error:
             fields = log_fields(run.operation)
@@ -198,6 +210,7 @@ async def _break_off(run: Run, starting: StartCall) -> bool:
             LibvirtInvalidState,
             LibvirtBusy,
             LibvirtRefused,  # its process may be ending just now
+            LibvirtUnreachable,
             OutcomeUnknown,
         ) as error:
             log.debug("stop %s: breaking the start off: %s", run.vm.name, error)
