@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.component.hypervisor.host import until
+from tests.component.operations.gates import until_joined
 from tests.component.operations.site import (
-    DEADLINE_S,
     FORCED,
     PAUSE,
     REBOOT,
@@ -26,8 +26,6 @@ from tests.component.operations.site import (
     unreachable,
 )
 from vmagentd.model import (
-    AuditFilter,
-    AuditKind,
     HostBooted,
     LinkLost,
     OnGraceExpired,
@@ -286,10 +284,7 @@ class TestInARunningDaemon:
             await until(lambda: daemon.vm("a").incarnation > first, "the next boot")
             here.domains.instead.clear()
             joined = asyncio.create_task(daemon.done("a", wish, actor="other"))
-            which = AuditFilter(actor="other", kinds=frozenset({AuditKind.JOINED}))
-            async with asyncio.timeout(DEADLINE_S):
-                while not await daemon.journal.audit_records(which, limit=1):
-                    pass
+            await until_joined(daemon, "other")
             gate.set()
             assert (await joined).outcome is DONE
             assert await stop == await joined
