@@ -148,7 +148,7 @@ class Operations:
             self._tell(run.operation, outcome)
 
     async def _carry_out(self, run: Run, *, resumed: bool) -> OperationOutcome:
-        """Carry it out; once more if it failed without force that was asked for meanwhile.
+        """Carry it out; go on with it if it failed without force that was asked for meanwhile.
 
         The VM was looked at, if that was possible, when it has failed.
         """
@@ -163,7 +163,8 @@ class Operations:
                 await run.look_if_possible()
                 if known or not run.force_is_due:
                     raise
-                known = True
+                # who joined it meant the boot of then, which may have ended unseen since
+                procedure, known = verb.go_on, True
 
     async def _fail(self, run: Run, error: VmagentdError) -> None:
         match error:

@@ -45,7 +45,7 @@ async def reboot(run: Run, parameters: RebootParameters) -> OperationOutcome:
 
 
 async def go_on_reboot(run: Run, parameters: RebootParameters) -> OperationOutcome:
-    """Settle a Reboot that an earlier daemon began. The guest is not asked again, nor reset.
+    """Settle a Reboot that had begun. The guest is not asked again, nor reset.
 
     It may have rebooted while nobody listened, and nothing would tell: once more would be twice.
     Who joins it and wants force wants it now, whatever came before: then the guest is reset.

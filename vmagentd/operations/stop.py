@@ -41,24 +41,26 @@ async def stop(run: Run, parameters: StopParameters) -> OperationOutcome:
     Raises:
         VmagentdError: it is not off, and why.
     """
-    answered = await _end_start(run, parameters)
     if not run.opened:
-        vm = await _look(run, parameters)
-        if not answered and not vm.active:
-            raise OutcomeUnknown(vm.uuid, "start", "libvirt has it and does not answer")
+        await _look(run, parameters)
     return await _bring_off(run, parameters)
 
 
 async def _look(run: Run, parameters: StopParameters) -> Vm:
-    """Look at the VM before anything is done to it, and ride a blink of the link out.
+    """Look at the VM, once libvirt has answered a start that it was given before.
 
     Raises:
-        OutcomeUnknown: libvirt cannot be asked before all its time is over.
+        OutcomeUnknown: it has not, and the VM is off; or it cannot be asked in all the time.
     """
+    answered = await _end_start(run, parameters)
+    give_up = run.deadline
     if run.forced or parameters.on_grace_expired is OnGraceExpired.FORCE:
-        begin = max(run.deadline, asyncio.get_running_loop().time())
-        return await run.look_in_time(begin + run.times.force_timeout.total_seconds())
-    return await run.look_in_time()
+        begin = max(give_up, asyncio.get_running_loop().time())
+        give_up = begin + run.times.force_timeout.total_seconds()
+    vm = await run.look_in_time(give_up)
+    if not answered and not vm.active:
+        raise OutcomeUnknown(vm.uuid, "start", "libvirt has it and does not answer")
+    return vm
 
 
 async def _bring_off(run: Run, parameters: StopParameters) -> OperationOutcome:
@@ -78,7 +80,7 @@ async def _bring_off(run: Run, parameters: StopParameters) -> OperationOutcome:
 
 
 async def go_on_stop(run: Run, parameters: StopParameters) -> OperationOutcome:
-    """Go on with a Stop that an earlier daemon began, unless the VM was started anew since.
+    """Go on with a Stop that had begun, unless the VM was started anew since.
 
     Whoever asked meant the boot of then, which has ended; nobody asked for this one to end.
 

@@ -50,7 +50,7 @@ class Verb(Generic[P]):
     # how long it may take, by what was asked
     allowed: Callable[[P, Times], timedelta]
     carry_out: Callable[[Run, P], Awaitable[OperationOutcome]]
-    # goes on with one that an earlier daemon began
+    # goes on with one that an earlier daemon began, or with force where that comes in late
     go_on: Callable[[Run, P], Awaitable[OperationOutcome]]
     # The step that is committed with the acceptance, so that libvirt can be asked right after it;
     # None if more has to be found out before. It goes by what the journal knows: where that is

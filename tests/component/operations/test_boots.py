@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.component.hypervisor.host import until
-from tests.component.operations.gates import until_joined
+from tests.component.operations.gates import Gate, until_joined
 from tests.component.operations.site import (
+    DEADLINE_S,
     FORCED,
     PAUSE,
     REBOOT,
@@ -25,6 +26,7 @@ from tests.component.operations.site import (
     somebody,
     unreachable,
 )
+from vmagentd.errors import NoShutdownMethod
 from vmagentd.model import (
     HostBooted,
     LinkLost,
@@ -289,3 +291,40 @@ class TestInARunningDaemon:
             assert (await joined).outcome is DONE
             assert await stop == await joined
             assert not here.domain("a").isActive()
+
+    @pytest.mark.parametrize(
+        ("wish", "force", "call", "phase"),
+        [
+            (STOP, FORCED, "shutdown", OperationPhase.SUCCEEDED),
+            (REBOOT, RESET, "reboot", OperationPhase.INTERRUPTED),
+        ],
+    )
+    async def test_force_for_what_has_failed_is_not_used_on_the_next_boot(  # noqa: PLR0917
+        self,
+        here: Site,
+        daemon: Daemon,
+        wish: Parameters,
+        force: Parameters,
+        call: str,
+        phase: OperationPhase,
+    ) -> None:
+        """It has joined while libvirt, which has refused, is asked a last time how the VM is."""
+        look = Gate()
+
+        async def refuse() -> None:
+            here.domains.before["look_up"] = look
+            raise NoShutdownMethod(daemon.vm("a").uuid, "no ACPI")
+
+        here.domains.instead[call] = refuse
+        operation_id, graceful = await daemon.under_way("a", wish, OperationPhase.SIGNALLED)
+        async with asyncio.timeout(DEADLINE_S):
+            await look.reached.wait()
+            forced = asyncio.create_task(daemon.done("a", force, actor="other"))
+            await until_joined(daemon, "other")
+            await here.in_silence(lambda: reboot(here))
+            look.open.set()
+            operation = await forced
+            assert await graceful == operation
+        assert (operation.id, operation.phase) == (operation_id, phase)
+        assert here.domains.calls == [call]
+        assert here.domain("a").isActive()
