@@ -16,6 +16,7 @@ from vmagent.v1 import vm_agent_service_pb2 as pb
 
 from tests.component.hypervisor.host import until
 from tests.component.process import DEADLINE_S, ENDS_WITHIN_S, daemon, started
+from vmagentd.metrics import exposition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -140,6 +141,48 @@ async def test_what_is_no_request_is_answered_or_hung_up_on(folder: Path) -> Non
         for _, writer in silent:
             writer.close()
         assert "vmagentd_vms" in await figures(place)
+
+
+async def test_whatever_a_reader_accepts_he_gets_the_figures(folder: Path) -> None:
+    place = listening(folder)
+    async with daemon(folder) as running:
+        for accepted in (
+            "text/plain;version=x",
+            "application/openmetrics-text;version=1.x",
+            f"text/plain;version={'9' * 5000}",
+            "text/plain;version=1.0.0;escaping=x,*/*",
+        ):
+            answer = await read(place, f"GET / HTTP/1.1\r\nAccept: {accepted}\r\n\r\n")
+            assert answer.startswith("HTTP/1.1 200 OK\r\n"), accepted
+            assert "vmagentd_vms" in answer, accepted
+        assert "Traceback" not in running.log.read_text()
+
+
+async def test_a_reading_that_fails_is_one_line_in_the_log(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def written(_accepted: str) -> tuple[str, bytes]:
+        raise ValueError("x" * 10_000)
+
+    place = folder / "metrics"
+    async with exposition.served(f"unix:{place}", look=lambda: None, written=written):
+        assert await read(place) == ""
+    (record,) = (each for each in caplog.records if each.levelname == "ERROR")
+    assert record.exc_info is None
+    assert len(record.getMessage()) < 500
+
+
+async def test_who_says_nothing_keeps_nobody_from_reading(folder: Path) -> None:
+    """Not for a moment: the longest silent one is hung up on, whoever reads is let in."""
+    place = listening(folder)
+    async with daemon(folder):
+        silent = [await asyncio.open_unix_connection(place) for _ in range(300)]
+        assert "vmagentd_vms" in await figures(place)
+        async with asyncio.timeout(DEADLINE_S):
+            assert await silent[0][0].read() == b""
+        assert not silent[-1][0].at_eof()
+        for _, writer in silent:
+            writer.close()
 
 
 async def test_a_place_that_is_taken_ends_it_in_one_line(folder: Path) -> None:

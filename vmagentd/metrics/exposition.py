@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MAX_READERS: Final = 8
+# More than asyncio accepts at a time (100): who asks at once is heard before so many newer ones
+# can take his place.
+_MAX_READERS: Final = 128
 _PATIENCE_S: Final = 5.0
-_MAX_REQUEST_BYTES: Final = 16 * 1024
+_MAX_REQUEST_BYTES: Final = 8 * 1024
 
 
 @asynccontextmanager
@@ -81,7 +83,8 @@ class _Reader:
         self._look = look
         self._written = written
         self._pool = pool
-        self._open: set[asyncio.StreamWriter] = set()
+        # oldest first; whether we wait for them, not they for us
+        self._open: dict[asyncio.StreamWriter, bool] = {}
 
     def close(self) -> None:
         """Hang up."""
@@ -90,21 +93,33 @@ class _Reader:
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection."""
-        if len(self._open) >= _MAX_READERS:
-            writer.transport.abort()
-            return
-        self._open.add(writer)
+        self._open[writer] = True
+        if len(self._open) > _MAX_READERS:
+            # the oldest that is silent; the new one only if all others are being answered
+            self._hang_up(next(each for each, silent in self._open.items() if silent))
         try:
             # who says or takes nothing for so long gives its place up
             async with asyncio.timeout(_PATIENCE_S):
-                writer.write(await self._answer(await reader.readuntil(b"\r\n\r\n")))
+                request = await reader.readuntil(b"\r\n\r\n")
+                if writer not in self._open:  # hung up on meanwhile
+                    return
+                self._open[writer] = False
+                writer.write(await self._answer(request))
+                self._open[writer] = True
                 await writer.drain()
                 writer.close()
                 await writer.wait_closed()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            writer.transport.abort()
+            pass
+        except Exception as error:  # noqa: BLE001 - here control leaves our code
+            # One line: asyncio would write a traceback, for each of as many as like to come.
+            log.error("the figures cannot be told: %.200r", error)  # noqa: TRY400
         finally:
-            self._open.discard(writer)
+            self._hang_up(writer)
+
+    def _hang_up(self, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+        self._open.pop(writer, None)
 
     async def _answer(self, request: bytes) -> bytes:
         first, *lines = request.decode("latin-1").split("\r\n")

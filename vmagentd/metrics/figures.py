@@ -21,7 +21,11 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import (
+    CONTENT_TYPE_PLAIN_0_0_4,
+    choose_encoder,
+    generate_latest,
+)
 
 from vmagentd.metrics.observers import Observers
 from vmagentd.model import Source, VmState
@@ -199,7 +203,10 @@ class Figures:
 
     def written(self, accepted: str) -> tuple[str, bytes]:
         """Return a content type that *accepted* allows, and all figures in it. In any thread."""
-        encoder, content_type = choose_encoder(accepted)
+        try:
+            encoder, content_type = choose_encoder(accepted)
+        except Exception:  # noqa: BLE001 - it means to understand all, and a reader may send anything
+            encoder, content_type = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
         return content_type, encoder(self._registry)
 
 
