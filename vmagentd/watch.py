@@ -14,7 +14,7 @@ from vmagentd.errors import JournalReplaced, RevisionCompacted
 from vmagentd.model import Cursor, Revision, VmState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from datetime import timedelta
 
     from vmagentd.journal.store import Journal
@@ -61,14 +61,17 @@ class Watch:
     """All watchers."""
 
     def __init__(
-        self, journal: Journal, *, on_delivered: Callable[[Transition], object] = lambda _: None
+        self,
+        journal: Journal,
+        *,
+        on_delivered: Callable[[Sequence[Transition]], object] = lambda _: None,
     ) -> None:
         """Prepare.
 
         Args:
             journal: what is watched.
-            on_delivered: told the last transition of each message that a watcher's stream has
-                taken.
+            on_delivered: told what a watcher's stream has taken at a time, once the watcher has
+                caught up with what had happened before.
         """
         self._journal = journal
         self._on_delivered = on_delivered
@@ -144,9 +147,11 @@ class Watch:
         journal, loop = self._journal, asyncio.get_running_loop()
         told: object = None
         due = loop.time()
+        caught_up = False
         while True:
             self._places[watcher] = after
             changed, head = journal.changed, journal.head
+            caught_up |= after == head
             page = await journal.page(after)
             first = page[0].revision if page else Revision(head + 1)
             if first != after + 1:  # compacted while this watcher slept; `oldest` may not tell yet
@@ -155,7 +160,8 @@ class Watch:
                 after = page[-1].revision
                 if transitions := tuple(t for t in page if passes(t.vm, t.previous_name)):
                     yield Changes(transitions=transitions)
-                    self._on_delivered(transitions[-1])
+                    if caught_up:
+                        self._on_delivered(transitions)
             condition = (journal.link.connected, journal.link.blind_since, journal.writable)
             if condition != told or loop.time() >= due:
                 told, due = condition, loop.time() + interval_s

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,21 @@ from grpc import aio
 from vmagent.v1 import vm_agent_service_pb2 as pb
 
 from tests.component.hypervisor.host import until
+from tests.component.journal.facts import DEADLINE_S as SOON_S
+from tests.component.journal.facts import SECOND, event, operation, sighting, survey
 from tests.component.process import DEADLINE_S, ENDS_WITHIN_S, daemon, started
+from vmagentd import errors
+from vmagentd.lifecycle.steps import end
 from vmagentd.metrics import exposition
+from vmagentd.metrics.figures import Figures
+from vmagentd.model import Cursor, OperationFailure, OperationOutcome, OperationPhase, Revision
+from vmagentd.watch import Changes, Heartbeat, Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
+
+    from vmagentd.journal.store import Journal
+    from vmagentd.watch import WatchItem
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 RULES = PACKAGING / "prometheus" / "vmagentd.rules.yml"
@@ -204,6 +215,75 @@ async def test_by_default_nothing_is_served(folder: Path) -> None:
         assert "metrics" not in running.log.read_text()
 
 
+class TestWatchers:
+    """How they are measured, and how far they are behind."""
+
+    @staticmethod
+    async def until(items: AsyncIterator[WatchItem], kind: type[WatchItem]) -> WatchItem:
+        """Go on up to the next item of that *kind*; what came before it is delivered then."""
+        async with asyncio.timeout(SOON_S):
+            async for item in items:
+                if isinstance(item, kind):
+                    return item
+        raise AssertionError("a watcher's items do not end")
+
+    @staticmethod
+    def delivered(figures: Figures) -> float:
+        seen = values(figures.written("")[1].decode())
+        return seen["vmagentd_event_delivery_seconds_count"]
+
+    async def test_what_happened_before_they_were_there_is_no_delivery(
+        self, journal: Journal
+    ) -> None:
+        """A watcher that resumes is told of yesterday: the daemon did not take a day for it."""
+        await journal.append(survey(sighting()))
+        await journal.append(event(1))
+        figures = Figures()
+        watch = Watch(journal, on_delivered=figures.observers.delivered)
+        begin = Cursor(journal_id=journal.id, revision=Revision(0))
+        async with aclosing(
+            watch.follow(vms=(), resume=begin, heartbeat_interval=0.01 * SECOND)
+        ) as items:
+            await self.until(items, Heartbeat)
+            await self.until(items, Heartbeat)
+            assert self.delivered(figures) == 0
+            await journal.append(event(2))
+            await self.until(items, Changes)
+            await self.until(items, Heartbeat)
+            assert self.delivered(figures) == 1
+
+    async def test_an_event_is_measured_whatever_comes_with_it(self, journal: Journal) -> None:
+        """The end of an operation mostly does, and behind it."""
+        await journal.append(survey(sighting()))
+        figures = Figures()
+        watch = Watch(journal, on_delivered=figures.observers.delivered)
+        async with aclosing(
+            watch.follow(vms=(), resume=None, heartbeat_interval=0.01 * SECOND)
+        ) as items:
+            await self.until(items, Heartbeat)
+            journal.record(event(1))
+            await journal.append(operation(1))
+            changes = await self.until(items, Changes)
+            assert isinstance(changes, Changes)
+            assert [each.source for each in changes.transitions] == ["EVENT", "OPERATION"]
+            await self.until(items, Heartbeat)
+            assert self.delivered(figures) == 1
+
+    async def test_one_that_was_told_nothing_yet_is_behind(self, journal: Journal) -> None:
+        await journal.append(survey(sighting(1), sighting(2)))
+        figures, watch = Figures(), Watch(journal)
+        lag = "vmagentd_watcher_lag_revisions"
+        figures.look(journal, watch, connections=0)
+        assert values(figures.written("")[1].decode())[lag] == 0
+        begin = Cursor(journal_id=journal.id, revision=Revision(0))
+        async with aclosing(
+            watch.follow(vms=(), resume=begin, heartbeat_interval=SECOND)
+        ) as items:
+            await self.until(items, Changes)
+            figures.look(journal, watch, connections=0)
+            assert values(figures.written("")[1].decode())[lag] == journal.head
+
+
 class TestPackaging:
     def test_the_rules_are_sound(self) -> None:
         checked("rules", str(RULES))
@@ -219,3 +299,37 @@ class TestPackaging:
         bare = {re.sub(rf"(?:{'|'.join(_SUFFIXES)})$", "", name) for name in named}
         assert len(bare) > 20
         assert bare - there == set()
+
+    def test_the_labels_that_they_look_for_occur(self) -> None:
+        names = {
+            name
+            for name, kind in vars(errors).items()
+            if isinstance(kind, type) and issubclass(kind, errors.VmagentdError)
+        }
+        occur = {
+            "outcome": {*OperationOutcome} | names,
+            "result": {"ok", "TimeoutError"} | names,
+        }
+        matchers = re.findall(r'(\w+)[=!][=~]?"([^"]*)"', RULES.read_text())
+        looked_for = {label: set[str]() for label in occur}
+        for label, pattern in matchers:
+            if label in occur:
+                looked_for[label] |= set(pattern.split("|"))
+        assert all(looked_for.values())
+        for label, there in occur.items():
+            assert looked_for[label] - there == set()
+
+    def test_an_operation_that_was_cancelled_is_no_failure(self) -> None:
+        (but,) = re.findall(r'vmagentd_operations_total\{outcome!~"([^"]*)"', RULES.read_text())
+        figures, one = Figures(), operation(1)
+        for error, phase in (
+            (errors.OperationCancelled, OperationPhase.CANCELLED),
+            (errors.CancelledByStop, OperationPhase.CANCELLED),
+            (errors.GraceExpired, OperationPhase.FAILED),
+        ):
+            failure = OperationFailure(error=error.__name__, message="")
+            figures.observers.operation(end(one, phase, time=one.accept_time, failure=failure))
+        text = figures.written("")[1].decode()
+        outcomes = re.findall(r'^vmagentd_operations_total\{outcome="(\w+)"', text, re.MULTILINE)
+        assert len(outcomes) == 3
+        assert [each for each in outcomes if not re.fullmatch(but, each)] == ["GraceExpired"]

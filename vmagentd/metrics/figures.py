@@ -31,6 +31,8 @@ from vmagentd.metrics.observers import Observers
 from vmagentd.model import Source, VmState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmagentd.journal.store import Journal
     from vmagentd.model import Operation, Transition
     from vmagentd.watch import Watch
@@ -74,7 +76,7 @@ class Figures:
         )
         self._event_delivery = histogram(
             "event_delivery_seconds",
-            "From libvirt's callback until gRPC has taken the change for a watcher.",
+            "From libvirt's callback until gRPC has taken the change for a watcher who was there.",
         )
         self._inbox = gauge("journal_inbox_facts", "Facts that wait for the journal's writer.")
         self._commit = histogram(
@@ -115,7 +117,7 @@ class Figures:
         )
         self._calls = counter(
             "libvirt_calls_total",
-            "Calls to libvirt; the result is ok or our error's name.",
+            "Calls to libvirt; the result is ok or an error's name.",
             "call",
             "result",
         )
@@ -126,7 +128,9 @@ class Figures:
             buckets=_CALLS,
         )
         self._refusals = counter(
-            "refusals_total", "Calls of clients who may not do what they asked for.", "reason"
+            "refusals_total",
+            "Connections not let in, calls of who may not, and operations that were not accepted.",
+            "reason",
         )
 
         self.observers = Observers(
@@ -146,9 +150,12 @@ class Figures:
         self._calls.labels(name, result).inc()
         self._call_time.labels(name).observe(seconds)
 
-    def _take_delivered(self, transition: Transition) -> None:
-        if transition.source is Source.EVENT:
-            self._event_delivery.observe(_age_s(transition))
+    def _take_delivered(self, transitions: Sequence[Transition]) -> None:
+        # Only the last that an event brought: each of a thousand watchers takes them.
+        for transition in reversed(transitions):
+            if transition.source is Source.EVENT:
+                self._event_delivery.observe(_age_s(transition))
+                return
 
     def _take_operation(self, operation: Operation) -> None:
         outcome: str = operation.phase
@@ -199,7 +206,8 @@ class Figures:
         surveyed = journal.link.last_survey_time
         self._survey.set(surveyed.timestamp() if surveyed else 0)
         self._watchers.set(watch.watchers)
-        self._lag.set(journal.head - (watch.slowest or journal.head))
+        slowest = watch.slowest
+        self._lag.set(0 if slowest is None else journal.head - slowest)
 
     def written(self, accepted: str) -> tuple[str, bytes]:
         """Return a content type that *accepted* allows, and all figures in it. In any thread."""

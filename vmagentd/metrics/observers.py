@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vmagentd.model import Operation, Transition
 
@@ -25,8 +25,8 @@ class Observers:
     call: Callable[[str, str, float], None] = _nobody
     # libvirt is connected
     connect: Callable[[], None] = _nobody
-    # the last transition of a message that gRPC has taken for a watcher
-    delivered: Callable[[Transition], None] = _nobody
+    # transitions that gRPC has taken together for a watcher who had all before them
+    delivered: Callable[[Sequence[Transition]], None] = _nobody
     # why a caller was refused
     refusal: Callable[[BaseException], None] = _nobody
     # an operation has ended
