@@ -114,6 +114,25 @@ def test_an_upgrade_takes_over_the_journal_of_the_first_version(
         assert int(watch.transitions[0]["revision"]) == len(history) + 1
 
 
+def test_an_upgrade_succeeds_though_the_service_does_not_start(
+    bare_host: Host, previous: Path, package: Path
+) -> None:
+    """A key that the new version refuses must not leave dpkg half-configured."""
+    host = bare_host
+    install(host, previous)
+    host.run("echo 'no_such_key = 1' >>/etc/vmagentd/vmagentd.toml")
+    said = install(host, package)
+    assert "vmagentd did not start" in said
+    assert "journalctl -u vmagentd" in said
+    assert (
+        host.run("dpkg-query --show --showformat='${Status}' vmagentd") == "install ok installed"
+    )
+    assert host.run("dpkg --audit") == ""
+    # once it is mended it starts by itself
+    host.run("sed -i /no_such_key/d /etc/vmagentd/vmagentd.toml")
+    until_serving(host)
+
+
 def test_the_host_reboots(bare_host: Host, package: Path) -> None:
     host = bare_host
     install(host, package)
