@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import copy
-import hashlib
+from hashlib import blake2b
+from hmac import compare_digest
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from vmagentd.errors import InvalidField
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     )
 
 # the first byte of a token: one made by another version of this format is refused, not misread
-_VERSION = b"\x01"
-_DIGEST_BYTES = 8
+_VERSION = b"\x02"
+_DIGEST_BYTES = 16
 _MAX_TOKEN = 1024
 # How many rows are looked through for one page of a caller who may see few of them: at most,
 # and at a time. A read costs as much as a hundred rows.
@@ -36,9 +37,9 @@ _Place = TypeVar("_Place")
 class Pages:
     """The pages of one list: all requests with the same filter, whatever their page size.
 
-    A token is the key of the page's last element and a digest of that and of the filter, so a
-    token that is damaged, or used with another filter, is refused. It is no secret: a client
-    that forges one only chooses where its own list goes on.
+    A token is the key of the page's last element, encrypted, behind a digest of that and of the
+    filter: one that is damaged, made by somebody else, or used with another filter, is refused.
+    It tells its bearer nothing: the last element that was looked at may be one he does not see.
     """
 
     def __init__(
@@ -47,19 +48,21 @@ class Pages:
         | ListTransitionsRequest
         | ListOperationsRequest
         | ListAuditRecordsRequest,
-        scope: str = "",
+        secret: bytes,
     ) -> None:
-        """Take the filter from *request*; *scope* is what else a token is bound to."""
+        """Take the filter from *request*; tokens are good where the *secret* is the same."""
         which = copy.deepcopy(request)
         which.ClearField("page_size")
         which.ClearField("page_token")
-        text = f"{which.DESCRIPTOR.full_name}\0{scope}\0".encode()
-        self._filter = text + which.SerializeToString(deterministic=True)
+        name = f"{which.DESCRIPTOR.full_name}\0".encode()
+        self._filter = name + which.SerializeToString(deterministic=True)
+        self._secret = secret
 
     def token(self, key: str) -> str:
         """Return the token of the page after the element with that *key*."""
         raw = key.encode()
-        return base64.urlsafe_b64encode(_VERSION + self._digest(raw) + raw).decode()
+        digest = self._digest(raw)
+        return base64.urlsafe_b64encode(_VERSION + digest + self._crypt(raw, digest)).decode()
 
     def after(self, token: str) -> str | None:
         """Return the key in *token*, None for the first page.
@@ -76,15 +79,32 @@ class Pages:
             raise problem
         try:
             raw = base64.b64decode(token, altchars=b"-_", validate=True)
-            digest, key = raw[1 : 1 + _DIGEST_BYTES], raw[1 + _DIGEST_BYTES :]
-            if raw[:1] != _VERSION or digest != self._digest(key):
+            digest = raw[1 : 1 + _DIGEST_BYTES]
+            key = self._crypt(raw[1 + _DIGEST_BYTES :], digest)
+            if raw[:1] != _VERSION or not compare_digest(digest, self._digest(key)):
                 raise problem
             return key.decode()
         except (binascii.Error, ValueError):
             raise problem from None
 
     def _digest(self, key: bytes) -> bytes:
-        return hashlib.blake2b(self._filter + key, digest_size=_DIGEST_BYTES).digest()
+        text = self._filter + key
+        return blake2b(
+            text, digest_size=_DIGEST_BYTES, key=self._secret, person=b"page digest"
+        ).digest()
+
+    def _crypt(self, text: bytes, digest: bytes) -> bytes:
+        """Return *text* encrypted if it is clear, else clear.
+
+        Keyed hashes of the digest and a counter, laid over it: the digest depends on all that a
+        token is made of, so no two keys get the same ones. (RFC 5297's way, with a hash that
+        Python has; AES would bring all of `cryptography` into a daemon without TLS.)
+        """
+        blocks = (
+            blake2b(digest + bytes([number]), key=self._secret, person=b"page stream").digest()
+            for number in range(len(text) // blake2b.MAX_DIGEST_SIZE + 1)
+        )
+        return bytes(one ^ other for one, other in zip(text, b"".join(blocks), strict=False))
 
 
 async def page_of(

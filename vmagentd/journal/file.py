@@ -46,6 +46,7 @@ class Kept:
 
     db: SqliteDatabase
     id: JournalId
+    secret: bytes
     oldest: Revision
     fold: Fold
     vms: Sequence[Vm]
@@ -176,7 +177,7 @@ def _open(path: Path, *, now: datetime) -> Kept:
         _check(db)
         with writing(db):
             new = rows.read_meta(db, "journal_id") is None
-            journal_id = rows.journal_id(db)
+            journal_id, secret = rows.journal_id(db), rows.secret(db)
             pruning.forget_gone_vms(db)
             head, oldest = rows.head_and_oldest(db)
             link = rows.load_link(db, now=now)
@@ -197,6 +198,7 @@ def _open(path: Path, *, now: datetime) -> Kept:
     return Kept(
         db=db,
         id=journal_id,
+        secret=secret,
         oldest=oldest,
         fold=Fold(
             head=head,

@@ -5,6 +5,7 @@ Plain functions over a connection: who calls them owns it and its transaction.
 
 from __future__ import annotations
 
+from secrets import token_hex
 from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import uuid4
 
@@ -29,7 +30,7 @@ from vmagentd.journal.schema import (
 from vmagentd.model import BlindInterval, JournalId, Link, OperationId, Revision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from datetime import datetime
 
     from peewee import Expression, Ordering, SqliteDatabase
@@ -154,11 +155,20 @@ def write_meta(db: SqliteDatabase, key: str, value: str) -> None:
 
 def journal_id(db: SqliteDatabase) -> JournalId:
     """Return the journal's identity; makes it with a new file."""
-    known = read_meta(db, "journal_id")
+    return JournalId(_lasting(db, "journal_id", lambda: str(uuid4())))
+
+
+def secret(db: SqliteDatabase) -> bytes:
+    """Return 32 bytes that no client ever sees; makes them with the first daemon that asks."""
+    return bytes.fromhex(_lasting(db, "secret", lambda: token_hex(32)))
+
+
+def _lasting(db: SqliteDatabase, key: str, make: Callable[[], str]) -> str:
+    known = read_meta(db, key)
     if known is None:
-        known = str(uuid4())
-        write_meta(db, "journal_id", known)
-    return JournalId(known)
+        known = make()
+        write_meta(db, key, known)
+    return known
 
 
 def head_and_oldest(db: SqliteDatabase) -> tuple[Revision, Revision]:

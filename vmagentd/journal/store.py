@@ -68,6 +68,8 @@ class Journal(Records):
         ballast = Ballast(path.with_name("ballast"))
         kept = open_file(path, ballast, now=now())
         self.id: JournalId = kept.id
+        # never told to anybody, and the same as long as the id is
+        self.secret = kept.secret
         self.head, self.link, self.oldest = kept.fold.head, kept.fold.link, kept.oldest
         # operations that were under way when the last daemon ended, oldest first
         self.left_open: Sequence[Operation] = kept.open_operations

@@ -74,9 +74,11 @@ class TestRestart:
         async with opened() as journal:
             await filled(journal, 20)
             before = (journal.id, journal.head, journal.oldest, dict(journal.vms))
+            secret = journal.secret
             history = await collected(journal, 0, 20)
         async with opened() as journal:
             assert (journal.id, journal.head, journal.oldest, dict(journal.vms)) == before
+            assert journal.secret == secret
             assert await collected(journal, 0, 20) == history
             await journal.append(event(21))
             assert journal.head == 21

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+SECRET = b"secret"
 JOURNAL = JournalId("6f1ed002-ab5a-4f4c-9d2c-0a6f1f4b8d11")
 DURATIONS = st.builds(
     Duration, seconds=st.integers(-(2**63), 2**63 - 1), nanos=st.integers(-(2**31), 2**31 - 1)
@@ -66,7 +67,7 @@ def parsed_or_refused(field: str, parse: Callable[[], _T]) -> _T | None:
 
 
 def history(**fields: object) -> requests.History:
-    return requests.history(pb.ListTransitionsRequest(**fields), JOURNAL)  # type: ignore[arg-type]
+    return requests.history(pb.ListTransitionsRequest(**fields), SECRET)  # type: ignore[arg-type]
 
 
 # --- VM references ----------------------------------------------------------------------------
@@ -102,7 +103,7 @@ def test_no_name_is_refused(text: str) -> None:
     refused("vms[1]", lambda: requests.watch(pb.WatchStatusRequest(vms=["web", text])))
     if text:
         refused("vm", lambda: history(vm=text))
-        refused("name_glob", lambda: requests.list_vms(pb.ListVmsRequest(name_glob=text)))
+        refused("name_glob", lambda: requests.list_vms(pb.ListVmsRequest(name_glob=text), SECRET))
 
 
 @given(st.text())
@@ -306,7 +307,7 @@ def test_no_place_to_resume_from(field: str, resume: CursorMessage) -> None:
 
 
 def test_a_bare_list_leaves_out_what_is_gone() -> None:
-    asked = requests.list_vms(pb.ListVmsRequest())
+    asked = requests.list_vms(pb.ListVmsRequest(), SECRET)
     assert asked.states == set(VmState) - {VmState.GONE}
     assert (asked.page_size, asked.after) == (1000, None)
     assert asked.matches("anything")
@@ -314,22 +315,22 @@ def test_a_bare_list_leaves_out_what_is_gone() -> None:
 
 def test_states_that_are_asked_for() -> None:
     states = [convert.VM_STATE.number(VmState.GONE), convert.VM_STATE.number(VmState.PAUSED)]
-    asked = requests.list_vms(pb.ListVmsRequest(states=states))
+    asked = requests.list_vms(pb.ListVmsRequest(states=states), SECRET)
     assert asked.states == {VmState.GONE, VmState.PAUSED}
 
 
 @pytest.mark.parametrize("number", [0, 13, 99, -1])
 def test_a_state_must_be_one(number: int) -> None:
     request = pb.ListVmsRequest(states=[1, number])  # type: ignore[list-item]
-    refused("states[1]", lambda: requests.list_vms(request))
+    refused("states[1]", lambda: requests.list_vms(request, SECRET))
 
 
 def test_so_many_choices_and_no_more() -> None:
     """Each is looked at, on the loop, and there are never so many."""
     states = [convert.VM_STATE.number(VmState.PAUSED)] * 100
-    assert requests.list_vms(pb.ListVmsRequest(states=states)).states == {VmState.PAUSED}
+    assert requests.list_vms(pb.ListVmsRequest(states=states), SECRET).states == {VmState.PAUSED}
     request = pb.ListVmsRequest(states=states + states[:1])
-    assert "more than 100" in refused("states", lambda: requests.list_vms(request))
+    assert "more than 100" in refused("states", lambda: requests.list_vms(request, SECRET))
 
 
 @pytest.mark.parametrize(
@@ -345,7 +346,7 @@ def test_so_many_choices_and_no_more() -> None:
     ],
 )
 def test_globs(glob: str, fits: str, fits_not: str) -> None:
-    matches = requests.list_vms(pb.ListVmsRequest(name_glob=glob)).matches
+    matches = requests.list_vms(pb.ListVmsRequest(name_glob=glob), SECRET).matches
     assert matches(fits)
     assert not matches(fits_not)
 
@@ -353,7 +354,7 @@ def test_globs(glob: str, fits: str, fits_not: str) -> None:
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_any_glob_can_be_matched_or_is_refused(glob: str, name: str) -> None:
     request = pb.ListVmsRequest(name_glob=glob)
-    asked = parsed_or_refused("name_glob", lambda: requests.list_vms(request))
+    asked = parsed_or_refused("name_glob", lambda: requests.list_vms(request, SECRET))
     if asked is not None:
         asked.matches(name)
 
@@ -361,7 +362,7 @@ def test_any_glob_can_be_matched_or_is_refused(glob: str, name: str) -> None:
 @pytest.mark.timeout(5)
 def test_no_glob_is_slow() -> None:
     for glob in ("*a" * 127, "*" * 255, "*[ab]" * 51, "?*" * 127):
-        matches = requests.list_vms(pb.ListVmsRequest(name_glob=glob)).matches
+        matches = requests.list_vms(pb.ListVmsRequest(name_glob=glob), SECRET).matches
         for _ in range(100):
             matches("a" * 254 + "b")
             matches("ab" * 127)
@@ -371,7 +372,7 @@ def test_no_glob_is_slow() -> None:
 def test_page_sizes_out_of_range(page_size: int) -> None:
     refused("page_size", lambda: history(page_size=page_size))
     request = pb.ListVmsRequest(page_size=page_size)
-    refused("page_size", lambda: requests.list_vms(request))
+    refused("page_size", lambda: requests.list_vms(request, SECRET))
 
 
 def test_a_bare_history() -> None:

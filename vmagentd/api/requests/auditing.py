@@ -21,8 +21,6 @@ from vmagentd.model import AuditFilter
 if TYPE_CHECKING:
     from vmagent.v1.vm_agent_service_pb2 import ListAuditRecordsRequest
 
-    from vmagentd.model import JournalId
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRecords:
@@ -36,11 +34,11 @@ class AuditRecords:
     pages: Pages
 
 
-def audit_records(request: ListAuditRecordsRequest, journal: JournalId) -> AuditRecords:
-    """Parse which records to read; a page token is only good for the journal it is from."""
+def audit_records(request: ListAuditRecordsRequest, secret: bytes) -> AuditRecords:
+    """Parse which records to read; a page token is good where the *secret* is the same."""
     name("actor", request.actor)
     since, until = interval(request, "min_time", "max_time")
-    pages = Pages(request, journal)
+    pages = Pages(request, secret)
     return AuditRecords(
         vm=reference("vm", request.vm) if request.vm else None,
         which=AuditFilter(

@@ -203,7 +203,7 @@ def after_revision(key: str | None) -> Revision | None:
     """Parse the revision in a page token."""
     if key is None:
         return None
-    # Whoever computes tokens of his own gets an error like anybody else.
+    # It is one of ours, but may be one of another version's.
     if not re.fullmatch(r"[0-9]{1,19}", key) or int(key) > MAX_REVISION:
         raise InvalidField("page_token", "is not a token of this list")
     return Revision(int(key))

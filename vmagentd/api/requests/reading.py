@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         ListVmsRequest,
     )
 
-    from vmagentd.model import JournalId, OperationPlace, Revision
+    from vmagentd.model import OperationPlace, Revision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +68,10 @@ class ListOperations:
     pages: Pages
 
 
-def list_vms(request: ListVmsRequest) -> ListVms:
-    """Parse which VMs to list."""
+def list_vms(request: ListVmsRequest, secret: bytes) -> ListVms:
+    """Parse which VMs to list; a page token is good where the *secret* is the same."""
     states = choices("states", request.states, convert.VM_STATE)
-    pages = Pages(request)
+    pages = Pages(request, secret)
     key = pages.after(request.page_token)
     return ListVms(
         states=states or frozenset(VmState) - {VmState.GONE},
@@ -82,8 +82,8 @@ def list_vms(request: ListVmsRequest) -> ListVms:
     )
 
 
-def history(request: ListTransitionsRequest, journal: JournalId) -> History:
-    """Parse which transitions to read; a page token is only good for the journal it is from."""
+def history(request: ListTransitionsRequest, secret: bytes) -> History:
+    """Parse which transitions to read; a page token is good where the *secret* is the same."""
     low, high = (
         revision("min_revision", request.min_revision),
         revision("max_revision", request.max_revision),
@@ -91,7 +91,7 @@ def history(request: ListTransitionsRequest, journal: JournalId) -> History:
     if low and high and low > high:
         raise InvalidField("min_revision", f"{low} is greater than max_revision {high}")
     since, until = interval(request, "min_time", "max_time")
-    pages = Pages(request, journal)
+    pages = Pages(request, secret)
     return History(
         vm=reference("vm", request.vm) if request.vm else None,
         which=HistoryFilter(
@@ -107,11 +107,11 @@ def history(request: ListTransitionsRequest, journal: JournalId) -> History:
     )
 
 
-def list_operations(request: ListOperationsRequest, journal: JournalId) -> ListOperations:
-    """Parse which operations to list; a page token is only good for the journal it is from."""
+def list_operations(request: ListOperationsRequest, secret: bytes) -> ListOperations:
+    """Parse which operations to list; a page token is good where the *secret* is the same."""
     name("actor", request.actor)
     since, until = interval(request, "min_accept_time", "max_accept_time")
-    pages = Pages(request, journal)
+    pages = Pages(request, secret)
     return ListOperations(
         vm=reference("vm", request.vm) if request.vm else None,
         which=OperationFilter(

@@ -30,7 +30,7 @@ class Auditing:
         self, request: pb.ListAuditRecordsRequest, _context: _Context
     ) -> pb.ListAuditRecordsResponse:
         """Return a page of audit records."""
-        asked = requests.audit_records(request, self._journal.id)
+        asked = requests.audit_records(request, self._journal.secret)
         which = self._of(asked.vm, asked.which) if asked.vm else asked.which
         # One more than asked for tells whether another page follows.
         rows = await self._journal.audit_records(

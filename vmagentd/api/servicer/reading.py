@@ -54,7 +54,7 @@ class Reading:
 
     async def ListVms(self, request: pb.ListVmsRequest, _context: _Context) -> pb.ListVmsResponse:
         """Return a page of VMs."""
-        asked = requests.list_vms(request)
+        asked = requests.list_vms(request, self._journal.secret)
         journal, caller = self._journal, access.caller()
         vms = sorted(
             (
@@ -81,7 +81,7 @@ class Reading:
     ) -> pb.ListTransitionsResponse:
         """Return a page of history."""
         journal = self._journal
-        asked = requests.history(request, journal.id)
+        asked = requests.history(request, journal.secret)
         vm = None if asked.vm is None else found(self._journal, asked.vm).uuid
         which = replace(asked.which, vm=vm)
         page, following = await page_of(
@@ -118,7 +118,7 @@ class Reading:
     ) -> pb.ListOperationsResponse:
         """Return a page of operations."""
         journal = self._journal
-        asked = requests.list_operations(request, journal.id)
+        asked = requests.list_operations(request, journal.secret)
         vm = there = None
         if asked.vm is not None:
             there = known(journal, asked.vm)
