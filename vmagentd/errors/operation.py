@@ -30,18 +30,20 @@ class StartFailed(OperationEnded):
 
 
 class HostLimitReached(OperationEnded):
-    """The VMs of the host would use more than they may together."""
+    """The VMs of the host would use more than they may together.
 
-    def __init__(self, vm: Vm, limit: str, *, allowed: int, wanted: int) -> None:
+    How much that is, is not said: whoever may start some VMs may not see all that run.
+    """
+
+    def __init__(self, vm: Vm, limit: str, *, allowed: int) -> None:
         super().__init__(
-            f"VM {vm.name} ({vm.uuid}) is not started: with it there would be {wanted} {limit}, "
-            f"and this host may have {allowed}; stop another one, start it on another host, or "
-            "raise the limit in [host_limits]",
+            f"VM {vm.name} ({vm.uuid}) is not started: with it there would be more than the "
+            f"{allowed} {limit} that this host may have; stop another one, start it on another "
+            "host, or raise the limit in [host_limits]",
             vm=vm.uuid,
             subject="host",
             limit=limit,
             allowed=allowed,
-            wanted=wanted,
         )
 
 

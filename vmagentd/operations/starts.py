@@ -159,4 +159,4 @@ class Starts:
             ),
         ):
             if allowed and wanted > allowed:
-                raise HostLimitReached(vm, limit, allowed=allowed, wanted=wanted)
+                raise HostLimitReached(vm, limit, allowed=allowed)

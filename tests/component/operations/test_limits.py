@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -190,6 +191,11 @@ class TestHostLimits:
             assert error_of(second) == "HostLimitReached"
             assert second.failure is not None
             assert second.failure.facts["limit"] == limit
+            # what all VMs use together is not for everybody who may start one of them
+            assert second.failure.facts.keys() == {"vm", "subject", "limit", "allowed"}
+            assert set(re.findall(rf"(\d+) {limit}", second.failure.message)) == {
+                second.failure.facts["allowed"]
+            }
             assert here.domains.calls.count("start") == ("memory" not in limit)
             assert daemon.vm("o2").state is VmState.STOPPED
             # what runs is already done, whatever the limits

@@ -65,7 +65,7 @@ EXAMPLES: list[VmagentdError] = [
     errors.AccessChanged(CALLER),
     errors.LimitReached("user:alice", "calls per second", 2.5),
     errors.StartFailed(VM, 1, 10, "no such disk"),
-    errors.HostLimitReached(VM, "running VMs", allowed=4, wanted=5),
+    errors.HostLimitReached(VM, "running VMs", allowed=4),
     errors.StartTimedOut(VM, timedelta(seconds=2)),
     errors.GraceExpired(VM, OperationVerb.STOP, timedelta(seconds=60)),
     errors.ForceTimedOut(VM),
@@ -190,7 +190,7 @@ def test_what_the_host_lacks_is_a_quota() -> None:
 
 
 def test_a_limit_of_the_host_is_a_quota() -> None:
-    made = status.status_of(errors.HostLimitReached(VM, "running VMs", allowed=4, wanted=5))
+    made = status.status_of(errors.HostLimitReached(VM, "running VMs", allowed=4))
     assert details(made)["QuotaFailure"] == error_details_pb2.QuotaFailure(
         violations=[
             error_details_pb2.QuotaFailure.Violation(subject="host", description="4 running VMs")
