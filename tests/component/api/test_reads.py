@@ -19,14 +19,17 @@ from vmagent.v1.transition_pb2 import Cursor
 from vmagent.v1.vm_pb2 import VM_STATE_GONE, VM_STATE_RUNNING, VM_STATE_STOPPED
 
 from vmagentd.api import convert
+from vmagentd.api.servicer.reading import edges_of
 from vmagentd.lifecycle.steps import end, step
 from vmagentd.model import (
+    HistoryFilter,
     OnGraceExpired,
     Operation,
     OperationId,
     OperationOutcome,
     OperationPhase,
     OperationStep,
+    Revision,
     StartParameters,
     StopMode,
     StopParameters,
@@ -197,6 +200,33 @@ async def test_a_page_without_transitions_has_the_blindness_of_its_revisions(
     await served.survey(sighting(1, "web"))  # nothing has changed
     assert await blindness(served, min_revision=4) == ["it ended"]
     assert await blindness(served, min_revision=4, oldest_first=True) == ["it ended"]
+
+
+async def test_nor_has_it_the_blindness_behind_its_revisions(served: Served) -> None:
+    await served.survey(sighting(1, "web"))
+    await served.lose_link()
+    await served.survey(sighting(1, "web", VmState.STOPPED))
+    await served.survey(sighting(1, "web", VmState.STOPPED), sighting(2, "db"))
+    await served.lose_link()
+    before, *_ = await blindness(served, max_revision=1)
+    assert await blindness(served, vm="db", max_revision=2) == ["it ended", before]
+    assert await blindness(served, vm="db", max_revision=2, oldest_first=True) == [
+        "it ended",
+        before,
+    ]
+    assert await blindness(served, vm="db", min_revision=2, max_revision=2) == ["it ended", before]
+    # up to now: nothing has come behind it
+    assert await blindness(served, min_revision=4, max_revision=9) == ["it ended"]
+
+
+def test_an_empty_page_that_more_follow_lies_between_its_neighbours() -> None:
+    """Whoever sees few VMs has such pages, and each tells its own blindness only."""
+    third, ninth = Revision(3), Revision(9)
+    upwards, downwards = HistoryFilter(oldest_first=True), HistoryFilter()
+    assert edges_of(upwards, after=third, following=ninth) == (3, 9)
+    assert edges_of(downwards, after=ninth, following=third) == (3, 9)
+    assert edges_of(downwards, after=None, following=third) == (3, None)
+    assert edges_of(HistoryFilter(min_revision=third), after=ninth, following=None) == (2, 9)
 
 
 async def blindness(served: Served, **which: Any) -> list[str]:  # noqa: ANN401  # any field

@@ -26,6 +26,8 @@ from vmagentd.model import (
 )
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from grpc import aio
     from vmagent.v1 import operation_pb2
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from vmagentd.operations.starts import Starts
 
     _Context = aio.ServicerContext[Any, Any]
+    Edges = tuple[Revision | None, Revision | None]
 
 _PAGE_BLIND_INTERVALS: Final = 1000
 
@@ -91,13 +94,11 @@ class Reading:
             passes=sees_transition,
             place=lambda transition: transition.revision,
         )
-        newest = following is None if which.oldest_first else asked.after is None
+        edges = edges_of(which, after=asked.after, following=following)
         return pb.ListTransitionsResponse(
             transitions=map(convert.transition, page),
             next_page_token="" if following is None else asked.pages.token(str(following)),
-            blind_intervals=map(
-                convert.blind_interval, await self._blind(which, page, newest=newest)
-            ),
+            blind_intervals=map(convert.blind_interval, await self._blind(which, page, edges)),
             oldest_revision=journal.oldest,
             link=convert.link(journal.link),
         )
@@ -154,19 +155,41 @@ class Reading:
         ]
 
     async def _blind(
-        self, which: HistoryFilter, page: tuple[Transition, ...], *, newest: bool
+        self, which: HistoryFilter, page: tuple[Transition, ...], edges: Edges
     ) -> tuple[BlindInterval, ...]:
         """Return the times when nobody looked that overlap a page, as the contract says."""
+        behind, before = edges
         # The host's clock may have been set back, so the first is not always the earliest.
         times = [transition.time for transition in page]
-        if not times and which.min_revision is not None:
-            # it begins behind the revision before, whichever VM's that was
-            before = HistoryFilter(max_revision=Revision(which.min_revision - 1))
-            times = [each.time for each in await self._journal.transitions(before, limit=1)]
-        since = min(times, default=which.min_time)
-        until = max(times, default=which.max_time)
-        if newest and which.max_revision is None:
-            until = which.max_time
+        since, until = min(times, default=None), max(times, default=None)
+        if not times and behind is not None:
+            since = await self._time(HistoryFilter(max_revision=behind))
+        if not times and before is not None:
+            until = await self._time(HistoryFilter(min_revision=before, oldest_first=True))
+        if before is None:
+            until = None
         return await self._journal.blind_intervals(
-            since=since, until=until, limit=_PAGE_BLIND_INTERVALS
+            since=max(filter(None, (since, which.min_time)), default=None),
+            until=min(filter(None, (until, which.max_time)), default=None),
+            limit=_PAGE_BLIND_INTERVALS,
         )
+
+    async def _time(self, which: HistoryFilter) -> datetime | None:
+        """Return the time of the first transition of these, whichever VM's that is."""
+        first = await self._journal.transitions(which, limit=1)
+        return first[0].time if first else None
+
+
+def edges_of(which: HistoryFilter, *, after: Revision | None, following: Revision | None) -> Edges:
+    """Return between which revisions a page lies; None: it begins, or ends, where history does.
+
+    Args:
+        which: the filter.
+        after: where the page before ended.
+        following: where this one ended, if another follows.
+    """
+    low, high = which.min_revision, which.max_revision
+    behind = None if low is None else Revision(low - 1)
+    before = None if high is None else Revision(high + 1)
+    first, last = (after, following) if which.oldest_first else (following, after)
+    return behind if first is None else first, before if last is None else last
