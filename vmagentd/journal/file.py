@@ -81,11 +81,15 @@ def open_file(path: Path, ballast: Ballast, *, now: datetime) -> Kept:
         JournalUnusable: the disk does not let us, or it is none of this version's.
     """
     damaged = False
-    if not path.exists() and _beside(path, "-wal").exists():
+    if path.exists() and not path.is_file():
+        raise JournalUnusable(str(path), "it is no file; move it away to begin a new one")
+    how = "emptied" if _empty(path) else "removed" if not path.exists() else ""
+    if how and _beside(path, "-wal").exists():
         log.error(
-            "journal %s was removed; a part of it is left in %s",
+            "journal %s was %s; a part of it is left in %s",
             path,
-            _aside(path, now, "it was removed but for its log"),
+            how,
+            _aside(path, now, f"it was {how} but for its log"),
             extra={"MESSAGE_ID": messages.JOURNAL_SET_ASIDE},
         )
     while True:
@@ -172,6 +176,7 @@ class InUse:
 
 
 def _open(path: Path, *, now: datetime) -> Kept:
+    emptied = _empty(path)
     db = open_for_writing(path)
     try:
         _check(db)
@@ -193,7 +198,16 @@ def _open(path: Path, *, now: datetime) -> Kept:
         with suppress(*DATABASE_ERRORS):
             db.close()
         raise
-    if new:
+    if emptied:
+        # Not moved away: nothing is in it, and a full disk would have one more at each restart.
+        log.error(
+            "journal %s is empty: began a new one, %s; what happened before is lost, watchers "
+            "start afresh",
+            path,
+            journal_id,
+            extra={"MESSAGE_ID": messages.JOURNAL_SET_ASIDE},
+        )
+    elif new:
         log.info("journal %s: began a new one, %s", path, journal_id)
     return Kept(
         db=db,
@@ -243,6 +257,14 @@ def _aside(path: Path, now: datetime, found: str = "it is damaged") -> Path:
         why = f"{found}, and cannot be moved away: {error.strerror}; make its disk writable"
         raise JournalUnusable(str(path), why) from error
     return aside
+
+
+def _empty(path: Path) -> bool:
+    """Return whether it is there, and nothing is in it: SQLite deletes its log then."""
+    try:
+        return path.stat().st_size == 0
+    except OSError:
+        return False
 
 
 def _all(path: Path) -> list[Path]:

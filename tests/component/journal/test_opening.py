@@ -28,6 +28,7 @@ from tests.component.journal.facts import (
     survey,
     uuid,
 )
+from vmagentd import messages
 from vmagentd.errors import JournalUnusable, StateDirInUse
 from vmagentd.journal import schema
 from vmagentd.journal.reader import Lane
@@ -276,6 +277,48 @@ class TestUnusable:
         assert aside.read_bytes() == content
         (loud,) = (record for record in caplog.records if record.levelname == "ERROR")
         assert str(aside) in loud.getMessage()
+
+    async def test_an_empty_file_is_told_of(
+        self, opened: Open, state_dir: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        restore(state_dir, {"journal.db": b""})
+        async with opened() as journal:
+            assert journal.head == 0
+        (loud,) = (record for record in caplog.records if record.levelname == "ERROR")
+        assert "is empty" in loud.getMessage()
+        assert vars(loud)["MESSAGE_ID"] == messages.JOURNAL_SET_ASIDE
+        caplog.clear()
+        async with opened():
+            pass
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
+        assert "corrupt" not in " ".join(contents(state_dir))  # there was nothing to keep
+
+    async def test_the_log_of_an_emptied_file_is_kept(
+        self, opened: Open, state_dir: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """SQLite deletes it."""
+        async with opened() as journal:
+            await filled(journal, 3)
+            files = contents(state_dir)
+        restore(state_dir, files | {"journal.db": b""})
+        async with opened() as journal:
+            assert journal.head == 0
+        kept = [
+            content
+            for name, content in contents(state_dir).items()
+            if "corrupt" in name and name.endswith("-wal")
+        ]
+        assert kept == [files["journal.db-wal"]] != [b""]
+        (loud,) = (record for record in caplog.records if record.levelname == "ERROR")
+        assert "was emptied" in loud.getMessage()
+        assert vars(loud)["MESSAGE_ID"] == messages.JOURNAL_SET_ASIDE
+
+    async def test_a_directory_in_its_place(self, opened: Open, state_dir: Path) -> None:
+        (state_dir / "journal.db").mkdir(parents=True)
+        with pytest.raises(JournalUnusable, match="it is no file; move it away") as caught:
+            async with opened():
+                pass
+        assert "room" not in str(caught.value)
 
     @pytest.mark.parametrize("damage", ["torn", "overwritten"])
     async def test_damage_behind_a_good_first_page(
