@@ -104,6 +104,19 @@ class TestSingleChecks:
         assert verdicts(doctor._disk(tmp_path)) != []
         assert verdicts(doctor._disk(tmp_path / "missing")) == []
 
+    def test_a_journal_that_was_set_aside(self, tmp_path: Path) -> None:
+        assert doctor._set_aside(tmp_path) is None
+        assert doctor._set_aside(tmp_path / "missing") is None
+        stamp = ".corrupt-2026-01-02T03:04:05Z"
+        for name in ("", "-wal", stamp, f"{stamp}-wal", ".corrupt-2025-12-31T00:00:00Z.1-wal"):
+            (tmp_path / f"journal.db{name}").touch()
+        check = doctor._set_aside(tmp_path)
+        assert check is not None
+        assert check.verdict is Verdict.WARN
+        assert str(tmp_path / f"journal.db{stamp}") in check.said
+        assert "2 journals" in check.said
+        assert "journalctl" in check.todo
+
     @pytest.mark.parametrize(
         ("free", "files", "free_files", "verdict"),
         [

@@ -107,7 +107,7 @@ async def examined(daemon: Daemon) -> AsyncIterator[Check]:
     if isinstance(daemon.at, Path):
         for check in _socket(daemon.at):
             yield check
-        for here in (_disk(_STATE_DIR), _host_clock()):
+        for here in (_disk(_STATE_DIR), _set_aside(_STATE_DIR), _host_clock()):
             if here is not None:
                 yield here
     else:
@@ -194,6 +194,28 @@ def _room(disk: os.statvfs_result, state_dir: Path) -> Check:
         return Check("disk", Verdict.OK, said)
     verdict = Verdict.FAIL if free < _NO_ROOM else Verdict.WARN
     return Check("disk", verdict, said, "make room: without it no operation is accepted")
+
+
+def _set_aside(state_dir: Path) -> Check | None:
+    """Look for journals that the daemon found damaged; it tells no client of them."""
+    try:
+        found = sorted(
+            {
+                path.name.removesuffix("-wal").removesuffix("-shm")
+                for path in state_dir.glob("journal.db.corrupt-*")
+            }
+        )
+    except OSError:
+        return None  # only root may look
+    if not found:
+        return None
+    which = "a journal was" if len(found) == 1 else f"{len(found)} journals were"
+    said = f"{which} found damaged, the last is kept as {state_dir / found[-1]}"
+    todo = (
+        "what happened before is only in there: see why with journalctl -u vmagentd -p err, and "
+        "move it away when it was looked at"
+    )
+    return Check("damage", Verdict.WARN, said, todo)
 
 
 def _host_clock() -> Check:
