@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .pool import OnCall
 
 T = TypeVar("T")
-Answered: TypeAlias = "Callable[[], object]"
+OnAnswer: TypeAlias = "Callable[[], object]"
 
 _LOOK_UP_DEADLINE = timedelta(seconds=10)
 _SURVEY_DEADLINE = timedelta(seconds=60)
@@ -121,7 +121,7 @@ class Domains:
         paused: bool,
         discard_saved_state: bool,
         leave: Leave | None = None,
-        answered: Answered = lambda: None,
+        answered: OnAnswer = lambda: None,
     ) -> None:
         """Create the hypervisor process of a VM; returns when libvirt says that it is up.
 
@@ -196,7 +196,7 @@ class Domains:
             self._act, vm, "pMWakeup", lambda domain: domain.pMWakeup(0), deadline=deadline
         )
 
-    async def destroy(self, vm: VmUuid, *, answered: Answered = lambda: None) -> None:
+    async def destroy(self, vm: VmUuid, *, answered: OnAnswer = lambda: None) -> None:
         """Force a VM off; returns when libvirt says that its process has ended.
 
         It is *answered* as `start`.
@@ -244,7 +244,7 @@ class Domains:
         *,
         deadline: timedelta | None = None,
         leave: Leave | None = None,
-        answered: Answered = lambda: None,
+        answered: OnAnswer = lambda: None,
     ) -> None:
         """Run a call that changes the VM; given up, it never begins or its outcome is unknown."""
         # Taken once, atomically: by the thread that goes ahead, or by whoever waits no more. A

@@ -13,7 +13,7 @@ from typing_extensions import override  # typing has it since 3.12
 from tests.component.hypervisor.host import domain_xml, host_xml, until
 from vmagentd.errors import LibvirtUnreachable
 from vmagentd.hypervisor.connection import Connection
-from vmagentd.hypervisor.domains import Answered, Domains
+from vmagentd.hypervisor.domains import Domains, OnAnswer
 from vmagentd.hypervisor.guest import AskMethod
 from vmagentd.journal.store import Journal, open_journal
 from vmagentd.model import (
@@ -101,7 +101,7 @@ class Meddled(Domains):
         paused: bool,
         discard_saved_state: bool,
         leave: Leave | None = None,
-        answered: Answered = lambda: None,
+        answered: OnAnswer = lambda: None,
     ) -> None:
         if "start" in self.before or "start" in self.instead:
             # what happens then happens in libvirt, which has been given it
@@ -123,7 +123,7 @@ class Meddled(Domains):
         return await super().shutdown(vm)
 
     @override
-    async def destroy(self, vm: VmUuid, *, answered: Answered = lambda: None) -> None:
+    async def destroy(self, vm: VmUuid, *, answered: OnAnswer = lambda: None) -> None:
         if not await self._meddle("destroy"):
             await super().destroy(vm, answered=answered)
 
