@@ -83,7 +83,7 @@ def values(kind: Any) -> st.SearchStrategy[Any]:  # noqa: ANN401 - any type
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_round_trip(kind: type[Any], data: st.DataObject) -> None:
     value = data.draw(values(kind))

@@ -242,14 +242,13 @@ class Machine(RuleBasedStateMachine):
 def test_any_story() -> None:
     run_state_machine_as_test(
         Machine,
-        settings=settings(max_examples=120, stateful_step_count=30, deadline=None),
+        settings=settings(max_examples=120, stateful_step_count=30),
     )
 
 
 FACTS = st.lists(st.tuples(KINDS, RUNS), max_size=15)
 
 
-@settings(deadline=None)
 @given(facts=FACTS)
 def test_a_client_without_operations_is_never_blamed(
     facts: list[tuple[EventKind, int | None]],
@@ -260,7 +259,6 @@ def test_a_client_without_operations_is_never_blamed(
     assert all(t.vm.initiator.kind is not InitiatorKind.CLIENT for t in story.transitions)
 
 
-@settings(deadline=None)
 @given(facts=FACTS, cut=st.integers(0, 15))
 def test_a_restart_in_between_changes_no_state(
     facts: list[tuple[EventKind, int | None]], cut: int
@@ -284,7 +282,6 @@ def test_a_restart_in_between_changes_no_state(
         assert alike == whole.vm
 
 
-@settings(deadline=None)
 @given(facts=FACTS)
 def test_traces_tell_who_and_never_what(facts: list[tuple[EventKind, int | None]]) -> None:
     with_traces, without = Story(), Story()
@@ -299,7 +296,6 @@ def test_traces_tell_who_and_never_what(facts: list[tuple[EventKind, int | None]
     assert states[0] == states[1]
 
 
-@settings(deadline=None)
 @given(facts=FACTS)
 def test_time_goes_on(facts: list[tuple[EventKind, int | None]]) -> None:
     story = Story()
