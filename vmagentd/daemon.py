@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Never
 
-from vmagentd import logind, logs, messages, notify, settings
+from vmagentd import appliers, logind, messages, notify, settings
 from vmagentd.api import socketfile
 from vmagentd.api.access import Access
 from vmagentd.api.directory import Directory
@@ -140,13 +140,12 @@ async def _serve(
         tasks.create_task(_recover(operations, surveys), name="recover")
         await _first(ending.cause, booted, looked.wait(), surveys.first_done.wait())
 
-        host = _host(config, connection, means, start_time)
         watch = Watch(journal, on_delivered=observe.delivered)
         servicer = Servicer(
             journal=journal,
             operations=operations,
             watch=watch,
-            host=host,
+            host=_host(config, connection, means, start_time),
             stall_timeout=config.limits.stall_timeout,
         )
 
@@ -188,9 +187,11 @@ async def _serve(
             tasks.create_task(_report_health(journal, server), name="health")
             tasks.create_task(notify.feed_watchdog(journal.beat), name="watchdog")
             tasks.create_task(notify.keep_status(journal, lambda: watch.watchers), name="status")
-            _on_reload(reload, journal, surveys, means, server)
-            _on_reload_of_access(reload, access, gate, server, servicer)
-            _follow_certificates(reload, network, server, tasks)
+            # in this order: a denial does not wait for a directory that is slow
+            appliers.of_tls(reload, network, server)
+            appliers.of_access(reload, access, gate, server, servicer)
+            appliers.of_work(reload, journal, surveys, means, server)
+            tasks.create_task(network.keep(server.recheck), name="tls")
             tasks.create_task(reload.run(), name="reload")
             # Nearly all that is there by now is there for good: to look through it for garbage
             # again and again holds every thread up for 25 ms each time (measured).
@@ -206,57 +207,6 @@ async def _serve(
             )
             log.info("ending: %s", await ending.cause, extra={"MESSAGE_ID": messages.ENDING})
             notify.stopping()
-
-
-def _on_reload(
-    reload: Reload, journal: Journal, surveys: Surveys, means: Means, server: Server
-) -> None:
-    """Say what can be changed in a daemon that runs; all else holds after a restart."""
-
-    def drain(new: Config) -> None:
-        server.grace = new.drain_timeout
-
-    def stop(new: Config) -> None:
-        means.times = new.stop.times
-
-    reload.on("log_level", lambda new: logs.set_level(new.log_level))
-    reload.on("survey_interval", lambda new: surveys.survey_every(new.survey_interval))
-    reload.on("drain_timeout", drain)
-    reload.on("stop", stop)
-    reload.on("host_limits", lambda new: means.starts.limit(new.host_limits.limits))
-    for table in ("retention", "audit"):
-        reload.on(table, lambda new: journal.limit(settings.retention(new)))
-
-
-def _on_reload_of_access(
-    reload: Reload, access: Access, gate: Gate, server: Server, servicer: Servicer
-) -> None:
-    async def rules(new: Config) -> None:
-        await access.apply(new.access.rules)
-        server.recheck()
-
-    def limits(new: Config) -> None:
-        gate.limits = settings.connections(new)
-        server.limit(settings.caller_limits(new))
-        servicer.watching.stall_timeout = new.limits.stall_timeout
-
-    # always: which groups exist, and whose number each is, may have changed too
-    reload.on("access", rules, always=True)
-    reload.on("limits", limits)
-
-
-def _follow_certificates(
-    reload: Reload, network: Network, server: Server, tasks: asyncio.TaskGroup
-) -> None:
-    def tls(new: Config) -> None:
-        network.apply(new.remote.network)
-        server.recheck()
-
-    # always: the files may have changed, even if the watch over them has not seen it yet
-    for key in ("certificate", "key", "client_ca", "deny_serials", "deny_fingerprints"):
-        reload.on(f"remote.{key}", tls)
-    reload.on("remote.deny_file", tls, always=True)
-    tasks.create_task(network.keep(server.recheck), name="tls")
 
 
 def _on_host(journal: Journal) -> Callable[[bool], None]:

@@ -81,6 +81,30 @@ async def test_sighup_denies_a_certificate_of_the_settings(folder: Path) -> None
                 break
 
 
+@pytest.mark.parametrize("no_good", ["server.key", "denied"])
+async def test_sighup_denies_one_while_a_file_is_no_good(folder: Path, no_good: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    ca = issue(None, "the CA", ca=True)
+    client = issue(ca, "client", SUBJECT)
+    (folder / "denied").touch()
+    listed = f'deny_file = "{folder}/denied"\n'
+    configured(folder, ca, port, listed)
+    credentials = grpc.ssl_channel_credentials(ca.pem, client.key, client.pem)
+    async with (
+        daemon(folder) as running,
+        aio.secure_channel(f"localhost:{port}", credentials) as channel,
+        asyncio.timeout(DEADLINE_S),
+    ):
+        responses = VmAgentServiceStub(channel).WatchStatus(pb.WatchStatusRequest()).__aiter__()
+        await anext(responses)
+        (folder / no_good).write_text("nonsense")
+        configured(folder, ca, port, f'{listed}deny_fingerprints = ["{client.fingerprint}"]')
+        running.process.send_signal(signal.SIGHUP)
+        ended = await _end(responses)
+        assert ended.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 async def _end(responses: AsyncIterator[pb.WatchStatusResponse]) -> aio.AioRpcError:
     """Return the error with which a stream ends."""
     try:

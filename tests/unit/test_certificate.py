@@ -31,10 +31,13 @@ def test_what_is_neither(text: str) -> None:
         parse_denied(text)
 
 
-def test_a_file_has_comments_and_its_bad_line_is_named() -> None:
-    denied = Denied.parse(f"# lost\n\n1f  # a laptop\n{FINGERPRINT}\n")
+def test_a_file_has_comments_and_its_first_bad_line_is_told() -> None:
+    denied, wrong = Denied.parse(f"# lost\n\n1f  # a laptop\n{FINGERPRINT}\n")
     assert denied.has(0x1F, "")
     assert denied.has(1, FINGERPRINT)
     assert not denied.has(1, "cd" * 32)
-    with pytest.raises(ValueError, match="line 2: 'all' is neither"):
-        Denied.parse("1f\nall\n")
+    assert wrong is None
+    denied, wrong = Denied.parse("1f\nall\nmany\n2f\n")
+    assert denied == Denied.of(["1f", "2f"])
+    assert wrong is not None
+    assert wrong.startswith("line 2: 'all' is neither")

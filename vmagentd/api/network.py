@@ -13,12 +13,13 @@ from vmagentd.errors import CallerUnknown, ListenFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from grpc import aio
 
     from vmagentd.api.access import Auth
     from vmagentd.api.tls import Tls
-    from vmagentd.model import NetworkSettings, RemotePeer
+    from vmagentd.model import Denied, NetworkSettings, RemotePeer, TlsFiles
 
 # For calls under way on a connection that has reached its age.
 _GRACE_MS: Final = 30_000
@@ -93,14 +94,28 @@ class Network:
         if self._tls is not None:
             self._tls.admit(peer)
 
-    def apply(self, settings: NetworkSettings | None) -> None:
-        """Go by these certificates and denials from now on; all else needs a new daemon.
+    def deny(self, denied: Denied) -> None:
+        """Deny these certificates from now on, beside those of the file."""
+        if self._tls is not None:
+            self._tls.deny(denied)
+
+    def deny_by(self, file: Path | None) -> None:
+        """Deny by this file from now on; it is read again.
+
+        Raises:
+            TlsUnusable: it cannot be used; who was denied before still is.
+        """
+        if self._tls is not None:
+            self._tls.deny_by(file)
+
+    def show(self, files: TlsFiles) -> None:
+        """Show what is in these files from now on; they are read again.
 
         Raises:
             TlsUnusable: they cannot be used; everything stays as it was.
         """
-        if settings is not None and self._tls is not None:
-            self._tls.apply(settings.tls)
+        if self._tls is not None:
+            self._tls.show(files)
 
     async def keep(self, recheck: Callable[[], None]) -> None:
         """Follow changes of the files, for ever if it is on.

@@ -19,10 +19,11 @@ from urllib.parse import unquote
 
 import grpc
 
-from vmagentd import messages
 from vmagentd.api import certificates
+from vmagentd.api.denials import Denials
+from vmagentd.api.followed import Followed
 from vmagentd.errors import CallerUnknown, TlsUnusable, utc
-from vmagentd.model import Denied, RemotePeer
+from vmagentd.model import RemotePeer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from vmagentd.api.access import Auth
     from vmagentd.api.certificates import Certified, ClientCertificate
-    from vmagentd.model import TlsSettings
+    from vmagentd.model import Denied, TlsFiles, TlsSettings
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +40,6 @@ _LOOK_S: Final = 0.4
 # Certificates that need not be read again at their next call.
 _CERTIFICATES: Final = 1024
 _FOR_EVER: Final = datetime.max.replace(tzinfo=UTC)
-
-# of each file what changes when it is written or replaced
-_Marks = tuple[tuple[int, ...] | None, ...]
 
 
 class Tls:
@@ -53,12 +51,13 @@ class Tls:
         Raises:
             TlsUnusable: they cannot be used.
         """
-        self._settings = settings
-        self._certified = certificates.read(settings.files, datetime.now(UTC))
-        self._denied = _denied(settings)
-        self._marks = self._present_marks()
-        # marks of a set of files that is no good, seen once; and of the last one that was told
-        self._doubted: _Marks | None = None
+        self._denials = Denials(settings.denied, settings.deny_file)
+        self._files = settings.files
+        self._own = Followed(
+            lambda: (self._files.certificate, self._files.key, self._files.client_ca),
+            lambda: certificates.read(self._files, datetime.now(UTC)),
+            meanwhile="the files before them stay in use",
+        )
         self._offers: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
         self._known: OrderedDict[bytes, ClientCertificate] = OrderedDict()
         # when the first of those who were let in has to leave
@@ -80,7 +79,7 @@ class Tls:
 
         # Its type has no None, which gRPC takes for "as before".
         return grpc.dynamic_ssl_server_credentials(
-            _configuration(self._certified),
+            _configuration(self._own.content),
             fetch,  # type: ignore[arg-type]
             require_client_authentication=True,
         )
@@ -111,25 +110,39 @@ class Tls:
             CallerUnknown: it is.
         """
         which = f"the certificate of {peer.subject} (SHA-256 {peer.fingerprint})"
-        if self._denied.has(peer.serial, peer.fingerprint):
+        if self._denials.has(peer.serial, peer.fingerprint):
             raise CallerUnknown(f"{which} is denied on this host")
         # TLS looks at it as a connection begins, and not again while it lasts.
         if peer.end_time <= datetime.now(UTC):
             raise CallerUnknown(f"{which} ended at {utc(peer.end_time)}")
         self._next_end = min(self._next_end, peer.end_time)
 
-    def apply(self, settings: TlsSettings) -> None:
-        """Go by these settings from now on, and read the files again.
+    def deny(self, denied: Denied) -> None:
+        """Deny these from now on, beside those of the file."""
+        self._denials.deny(denied)
+
+    def deny_by(self, file: Path | None) -> None:
+        """Deny by this file from now on; it is read again.
 
         Raises:
-            TlsUnusable: the files cannot be used; everything stays as it was.
+            TlsUnusable: it cannot be used; see `Denials.follow`.
         """
-        before, self._settings = self._settings, settings
+        self._denials.follow(file)
+
+    def show(self, files: TlsFiles) -> None:
+        """Show what is in these files from now on; they are read again.
+
+        Raises:
+            TlsUnusable: they cannot be used; everything stays as it was.
+        """
+        before, self._files = self._files, files
         try:
-            self._load()
+            changed = self._own.load()
         except TlsUnusable:
-            self._settings = before
+            self._files = before
             raise
+        if changed:
+            self._offer()
 
     async def keep(self, recheck: Callable[[], None]) -> Never:
         """Follow changes of the files for ever.
@@ -138,51 +151,24 @@ class Tls:
             recheck: called when some of those who were let in may have to leave.
         """
         while True:
-            if self._look() or self._next_end <= datetime.now(UTC):
+            # first, and whatever the other files are like
+            if self._denials.look() or self._next_end <= datetime.now(UTC):
                 # grows again by all who are still let in
                 self._next_end = _FOR_EVER
                 recheck()
+            if self._own.look():
+                self._offer()
             await asyncio.sleep(_LOOK_S)
 
-    def _look(self) -> bool:
-        """Read files that have changed; return whether they are in use now."""
-        marks = self._present_marks()
-        if marks == self._marks:
-            return False
-        try:
-            self._load()
-        except TlsUnusable as error:
-            # Files are replaced one after the other, so a set that is no good gets a second
-            # look before it is told of.
-            if marks == self._doubted:
-                self._marks = marks
-                log.error(  # noqa: TRY400 - the sentence says it all
-                    "%s; going on with what was there before",
-                    error,
-                    extra={"MESSAGE_ID": messages.TLS_FILES_REFUSED},
-                )
-            self._doubted = marks
-            return False
-        return True
-
-    def _load(self) -> None:
-        marks = self._present_marks()  # before: what changes meanwhile is read again
-        certified = certificates.read(self._settings.files, datetime.now(UTC))
-        denied = _denied(self._settings)
-        self._marks, self._doubted = marks, None
-        if certified != self._certified:
-            self._certified = certified
-            self._offers.append(_configuration(certified))
-            self._tell()
-        if denied != self._denied:
-            log.info("%d client certificates are denied", len(denied.entries))
-            self._denied = denied
+    def _offer(self) -> None:
+        self._offers.append(_configuration(self._own.content))
+        self._tell()
 
     def _tell(self) -> None:
-        for remark in self._certified.remarks:
+        for remark in self._own.content.remarks:
             log.warning("%s", remark)
-        end = utc(self._certified.end_time)
-        log.info("offering %s, which ends at %s", self._settings.files.certificate, end)
+        end = utc(self._own.content.end_time)
+        log.info("offering %s, which ends at %s", self._files.certificate, end)
 
     def _certificate(self, pem: bytes) -> ClientCertificate:
         """Return what *pem* tells; read once, not at each call."""
@@ -194,34 +180,8 @@ class Tls:
                 self._known.popitem(last=False)
         return known
 
-    def _present_marks(self) -> _Marks:
-        files = self._settings.files
-        paths = (files.certificate, files.key, files.client_ca, self._settings.deny_file)
-        return tuple(None if path is None else _mark(path) for path in paths)
-
 
 def _configuration(certified: Certified) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration(
         [(certified.key, certified.certificate)], certified.client_ca
     )
-
-
-def _denied(settings: TlsSettings) -> Denied:
-    file = settings.deny_file
-    if file is None:
-        return settings.denied
-    try:
-        return settings.denied | Denied.parse(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        # Not "nobody is denied": whoever names a list wants it obeyed.
-        raise TlsUnusable(file, f"cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise TlsUnusable(file, str(error)) from error
-
-
-def _mark(path: Path) -> tuple[int, ...] | None:
-    try:
-        there = path.stat()
-    except OSError:
-        return None
-    return there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns

@@ -280,19 +280,28 @@ class RemoteSettings(_Table):
         return self
 
     @property
+    def files(self) -> TlsFiles | None:
+        """What is shown there; None: not all of it is set."""
+        own, key, cas = self.certificate, self.key, self.client_ca
+        if own is None or key is None or cas is None:
+            return None
+        return TlsFiles(certificate=own, key=key, client_ca=cas)
+
+    @property
+    def denied(self) -> Denied:
+        """Who is denied, whatever is in `deny_file`."""
+        return Denied.of((*self.deny_serials, *self.deny_fingerprints))
+
+    @property
     def network(self) -> NetworkSettings | None:
         """The same as the daemon goes by it; None: it is off."""
-        listen, own, key, cas = self.listen, self.certificate, self.key, self.client_ca
-        if listen is None or own is None or key is None or cas is None:
+        files = self.files
+        if self.listen is None or files is None:
             return None
         return NetworkSettings(
-            listen=listen,
+            listen=self.listen,
             max_connection_age=self.max_connection_age,
-            tls=TlsSettings(
-                files=TlsFiles(certificate=own, key=key, client_ca=cas),
-                denied=Denied.of((*self.deny_serials, *self.deny_fingerprints)),
-                deny_file=self.deny_file,
-            ),
+            tls=TlsSettings(files=files, denied=self.denied, deny_file=self.deny_file),
         )
 
 

@@ -26,13 +26,13 @@ class Denied:
     entries: frozenset[Serial | Fingerprint] = frozenset()
 
     @classmethod
-    def parse(cls, text: str) -> Denied:
+    def parse(cls, text: str) -> tuple[Denied, str | None]:
         """Return those of a list with one a line; `#` begins a comment.
 
-        Raises:
-            ValueError: a line is neither; the first such line is told.
+        Of lines that are neither, the first is told too.
         """
         entries = set[Serial | Fingerprint]()
+        wrong: str | None = None
         for number, line in enumerate(text.splitlines(), start=1):
             entry = line.partition("#")[0].strip()
             if not entry:
@@ -40,8 +40,8 @@ class Denied:
             try:
                 entries.add(parse_denied(entry))
             except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from None
-        return cls(frozenset(entries))
+                wrong = wrong or f"line {number}: {error}"
+        return cls(frozenset(entries)), wrong
 
     @classmethod
     def of(cls, entries: Iterable[str]) -> Denied:

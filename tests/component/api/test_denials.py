@@ -1,0 +1,89 @@
+"""Certificates that are denied: obeyed whatever else is wrong, and told of for themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+from grpc import aio
+from vmagent.v1 import vm_agent_service_pb2 as pb
+
+from tests.pki import issue
+
+from .test_tls import DEADLINE_S, Site, is_refused_soon, site, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@pytest.fixture
+async def here(folder: Path) -> AsyncIterator[Site]:
+    async with site(folder) as here:
+        yield here
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The errors in the log."""
+    return [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+
+
+@pytest.mark.parametrize("file", ["server.pem", "server.key", "ca.pem"])
+async def test_one_is_out_while_a_file_for_tls_is_no_good(
+    here: Site, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A renewal that was left half-way is no way around a denial."""
+    client = here.client()
+    async with here.connected(client) as stub:
+        await stub.WhoAmI(pb.WhoAmIRequest())
+        (here.folder / file).write_bytes(issue(here.ca, "server", "localhost").pem)
+        await until(lambda: bool(told(caplog)))
+        (here.folder / "denied").write_text(f"{client.fingerprint}\n")
+        assert "is denied on this host" in await is_refused_soon(stub)
+    (message,) = told(caplog)
+    assert "the files before them stay in use" in message
+
+
+async def test_a_list_that_is_no_good_keeps_no_new_certificate_from_being_shown(
+    here: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, new = here.client(), issue(None, "a new CA", ca=True)
+    (here.folder / "denied").write_text("everybody\n")
+    await until(lambda: bool(told(caplog)))
+    here.server(new)
+    async with asyncio.timeout(DEADLINE_S):
+        while not await here.is_let_in(client, new):
+            pass
+    (message,) = told(caplog)
+    assert f"{here.folder}/denied line 1: 'everybody' is neither" in message
+
+
+async def test_a_line_that_is_no_good_lets_nobody_in_and_keeps_nobody_in(here: Site) -> None:
+    before, now, other = (here.client(f"spiffe://example.org/{n}") for n in range(3))
+    (here.folder / "denied").write_text(f"{before.serial}\n")
+    async with (
+        here.connected(before) as first,
+        here.connected(now) as second,
+        here.connected(other) as third,
+    ):
+        assert "denied" in await is_refused_soon(first)
+        (here.folder / "denied").write_text(f"{before.serial}?\n{now.serial}\n")
+        assert "denied" in await is_refused_soon(second)
+        assert "denied" in await is_refused_soon(first)
+        await third.WhoAmI(pb.WhoAmIRequest())
+        # mended, it is all there is to it
+        (here.folder / "denied").write_text(f"{now.serial}\n")
+        async with asyncio.timeout(DEADLINE_S):
+            while not await _is_let_in(first):
+                pass
+        assert not await _is_let_in(second)
+
+
+async def _is_let_in(stub: object) -> bool:
+    try:
+        await stub.WhoAmI(pb.WhoAmIRequest())  # type: ignore[attr-defined]
+    except aio.AioRpcError:
+        return False
+    return True

@@ -1,0 +1,87 @@
+"""What can be changed in a daemon that runs, and how: for each key of the settings its applier.
+
+A key that has none holds after a restart. Runs on the loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmagentd import logs, settings
+
+if TYPE_CHECKING:
+    from vmagentd.api.access import Access
+    from vmagentd.api.gate import Gate
+    from vmagentd.api.network import Network
+    from vmagentd.api.server import Server
+    from vmagentd.api.servicer import Servicer
+    from vmagentd.config import Config
+    from vmagentd.journal.store import Journal
+    from vmagentd.operations.means import Means
+    from vmagentd.reconcile import Surveys
+    from vmagentd.reload import Reload
+
+
+def of_work(
+    reload: Reload, journal: Journal, surveys: Surveys, means: Means, server: Server
+) -> None:
+    """Apply how the daemon does its work."""
+
+    def drain(new: Config) -> None:
+        server.grace = new.drain_timeout
+
+    def stop(new: Config) -> None:
+        means.times = new.stop.times
+
+    reload.on("log_level", lambda new: logs.set_level(new.log_level))
+    reload.on("survey_interval", lambda new: surveys.survey_every(new.survey_interval))
+    reload.on("drain_timeout", drain)
+    reload.on("stop", stop)
+    reload.on("host_limits", lambda new: means.starts.limit(new.host_limits.limits))
+    for table in ("retention", "audit"):
+        reload.on(table, lambda new: journal.limit(settings.retention(new)))
+
+
+def of_access(
+    reload: Reload, access: Access, gate: Gate, server: Server, servicer: Servicer
+) -> None:
+    """Apply who may do what, and how much."""
+
+    async def rules(new: Config) -> None:
+        await access.apply(new.access.rules)
+        server.recheck()
+
+    def limits(new: Config) -> None:
+        gate.limits = settings.connections(new)
+        server.limit(settings.caller_limits(new))
+        servicer.watching.stall_timeout = new.limits.stall_timeout
+
+    # always: which groups exist, and whose number each is, may have changed too
+    reload.on("access", rules, always=True)
+    reload.on("limits", limits)
+
+
+def of_tls(reload: Reload, network: Network, server: Server) -> None:
+    """Apply who is denied, and then what is shown: neither waits for the other to be good."""
+
+    def deny(new: Config) -> None:
+        network.deny(new.remote.denied)
+        server.recheck()
+
+    def deny_by(new: Config) -> None:
+        try:
+            network.deny_by(new.remote.deny_file)
+        finally:
+            server.recheck()  # also a file that is no good may deny more
+
+    def show(new: Config) -> None:
+        if new.remote.files is not None:
+            network.show(new.remote.files)
+
+    for key in ("deny_serials", "deny_fingerprints"):
+        reload.on(f"remote.{key}", deny, always=True)
+    # always: the files may have changed, even if the watch over them has not seen it yet
+    reload.on("remote.deny_file", deny_by, always=True)
+    for key in ("certificate", "key", "client_ca"):
+        reload.on(f"remote.{key}", show)
+    reload.on("remote.certificate", show, always=True)
