@@ -267,6 +267,21 @@ def test_a_long_list_is_told_its_lines_too(file: Path, between: str) -> None:
     assert (lines["remote.listn"], lines["stop.x"]) == (20_004, 20_006)
 
 
+def test_certificates_are_denied_by_what_the_key_says(file: Path) -> None:
+    serial, sha_1, sha_256 = "1b" * 20, "ab" * 20, "ab" * 32
+    file.write_text(
+        f'[remote]\ndeny_serials = ["1f", "{serial}", "{sha_1}"]\n'
+        f'deny_fingerprints = ["{sha_256}", "SHA1 Fingerprint={serial}", "1f"]\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(file, {})
+    assert [problem.text.partition(":")[0] for problem in caught.value.problems] == [
+        "remote.deny_serials.2",
+        "remote.deny_fingerprints.1",
+        "remote.deny_fingerprints.2",
+    ]
+
+
 def test_no_wrong_line_is_told(file: Path) -> None:
     """Of a long list that ends in the line of its last element the end is not found."""
     listed = "".join(f'"{number}",  # "ann"\n' for number in range(100))

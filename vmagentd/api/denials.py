@@ -93,10 +93,12 @@ class Denials:
 def _content(file: Path) -> tuple[Denied, TlsUnusable | None]:
     """Return whom a file denies, and what is wrong with it."""
     try:
-        denied, wrong = Denied.parse(file.read_text(encoding="utf-8"))
+        denied, wrong, remark = Denied.parse(file.read_text(encoding="utf-8"))
     except OSError as error:
         # Not "nobody is denied": whoever names a list wants it obeyed.
         return Denied(), TlsUnusable(file, f"cannot be read: {error.strerror}")
     except ValueError as error:
         return Denied(), TlsUnusable(file, f"is not text in UTF-8: {error}")
+    if remark is not None:
+        log.warning("%s %s", file, remark)
     return denied, TlsUnusable(file, wrong) if wrong else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,10 +24,14 @@ from vmagentd.model import (
     Rule,
     TlsFiles,
     TlsSettings,
-    parse_denied,
+    parse_fingerprint,
+    parse_serial,
 )
 from vmagentd.operations.means import Times
 from vmagentd.operations.starts import HostLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
@@ -236,10 +240,13 @@ class HostLimitSettings(_Table):
         )
 
 
-def _denied(value: object) -> object:
-    if isinstance(value, str):
-        parse_denied(value)
-    return value
+def _denied(parse: Callable[[str], object]) -> BeforeValidator:
+    def check(value: object) -> object:
+        if isinstance(value, str):
+            parse(value)
+        return value
+
+    return BeforeValidator(check)
 
 
 def _address(value: object) -> object:
@@ -261,9 +268,11 @@ class RemoteSettings(_Table):
     # in PEM: whoever issues the certificates of clients
     client_ca: FilePath | None = None
     # client certificates that are not accepted: in hexadecimal digits, as openssl prints them
-    deny_serials: tuple[Annotated[str, BeforeValidator(_denied)], ...] = ()
-    deny_fingerprints: tuple[Annotated[str, BeforeValidator(_denied)], ...] = ()
-    # a file with more of both, one a line
+    deny_serials: tuple[Annotated[str, _denied(parse_serial)], ...] = ()
+    # of SHA-256: `openssl x509 -noout -fingerprint -sha256 -in FILE`
+    deny_fingerprints: tuple[Annotated[str, _denied(parse_fingerprint)], ...] = ()
+    # a file with more of both, one a line, which is followed. Replace it by renaming another one:
+    # one that is written over is empty for a moment, and nobody is denied then
     deny_file: FilePath | None = None
     # a connection ends then, and its client connects again
     max_connection_age: Annotated[
@@ -290,7 +299,8 @@ class RemoteSettings(_Table):
     @property
     def denied(self) -> Denied:
         """Who is denied, whatever is in `deny_file`."""
-        return Denied.of((*self.deny_serials, *self.deny_fingerprints))
+        serials = map(parse_serial, self.deny_serials)
+        return Denied(frozenset((*serials, *map(parse_fingerprint, self.deny_fingerprints))))
 
     @property
     def network(self) -> NetworkSettings | None:

@@ -15,7 +15,7 @@ from vmagentd.model.caller import (
     Role,
     Rule,
 )
-from vmagentd.model.certificate import Denied, parse_denied
+from vmagentd.model.certificate import Denied, parse_denied, parse_fingerprint, parse_serial
 from vmagentd.model.facts import (
     Answered,
     Event,
@@ -133,4 +133,6 @@ __all__ = [
     "VmState",
     "VmUuid",
     "parse_denied",
+    "parse_fingerprint",
+    "parse_serial",
 ]

@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA1
 from grpc import aio
 from vmagent.v1 import vm_agent_service_pb2 as pb
 
@@ -79,6 +80,25 @@ async def test_a_line_that_is_no_good_lets_nobody_in_and_keeps_nobody_in(here: S
             while not await _is_let_in(first):
                 pass
         assert not await _is_let_in(second)
+
+
+@pytest.mark.parametrize("label", ["SHA1 Fingerprint=", ""])
+async def test_a_sha_1_fingerprint_is_not_taken_for_a_serial_number_in_silence(
+    here: Site, label: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So openssl prints it by default; whoever pastes it is told that it denies nobody."""
+    client = here.client()
+    (here.folder / "denied").write_text(
+        f"{label}{client.certificate.fingerprint(SHA1()).hex(':').upper()}\n"
+    )
+
+    def said() -> list[str]:
+        odd = [each for each in caplog.records if each.levelno >= logging.WARNING]
+        return [each.getMessage() for each in odd]
+
+    await until(lambda: bool(said()))
+    assert f"{here.folder}/denied line 1: " in said()[0]
+    assert "openssl x509 -noout -fingerprint -sha256" in said()[0]
 
 
 async def _is_let_in(stub: object) -> bool:

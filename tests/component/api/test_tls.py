@@ -31,7 +31,15 @@ from tests.pki import (
 )
 from vmagentd.api.certificates import client_certificate
 from vmagentd.errors import CallerUnknown, ListenFailed
-from vmagentd.model import Denied, Grant, NetworkSettings, Rule, TlsFiles, TlsSettings
+from vmagentd.model import (
+    Denied,
+    Grant,
+    NetworkSettings,
+    Rule,
+    TlsFiles,
+    TlsSettings,
+    parse_serial,
+)
 from vmagentd.model import Role as OurRole
 
 from . import wire
@@ -297,7 +305,7 @@ class TestHowLong:
     async def test_the_settings_deny_too(self, folder: Path) -> None:
         async with site(folder) as here:
             client = here.client()
-        entry = Denied.of([f"serial={client.serial.upper()}"])
+        entry = Denied(frozenset({parse_serial(f"serial={client.serial.upper()}")}))
         async with site(folder, entry) as again:
             (folder / "ca.pem").write_bytes(here.ca.pem)
             again.server(here.ca)
