@@ -6,7 +6,8 @@ Runs on the loop.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+import time
+from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 from vmagentd import messages
 from vmagentd.errors import TlsUnusable
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 log = logging.getLogger(__name__)
+
+# How soon what is no good is looked at again though nobody has touched it: a certificate may only
+# begin later, since the clock of its CA is ahead, or a folder above it not be open to us yet.
+_AGAIN_S: Final = 2.0
 
 # of each file what changes when it is written or replaced
 _Marks: TypeAlias = tuple[tuple[int, ...] | None, ...]
@@ -44,7 +49,12 @@ class Followed(Generic[_T]):
         self._meanwhile = meanwhile
         # of a set that is no good, seen once
         self._doubted: _Marks | None = None
-        self._marks = self._present_marks()
+        # of one that is no good, seen twice; why, and when it is looked at again
+        self._refused: _Marks | None = None
+        self._why = ""
+        self._again = 0.0
+        # of those that are in use; None after one was no good: the one before may come back
+        self._marks: _Marks | None = self._present_marks()
         # what is in use
         self.content = read()
 
@@ -55,30 +65,38 @@ class Followed(Generic[_T]):
             TlsUnusable: they are no good.
         """
         marks = self._present_marks()  # before: what changes meanwhile is read again
+        self._marks = None
         before, self.content = self.content, self._read()
-        self._marks, self._doubted = marks, None
+        self._marks, self._doubted, self._refused = marks, None, None
         return self.content != before
 
     def look(self) -> bool:
         """Read them if they have changed; return whether something else is in use now."""
         marks = self._present_marks()
-        if marks == self._marks:
+        if marks == self._marks or (marks == self._refused and time.monotonic() < self._again):
             return False
         try:
             return self.load()
         except TlsUnusable as error:
-            # Files are replaced one after the other, or written in parts, so what is no good gets
-            # a second look before it is told of.
-            if marks == self._doubted:
-                self._marks = marks
-                log.error(  # noqa: TRY400 - the sentence says it all
-                    "%s; %s",
-                    error,
-                    self._meanwhile,
-                    extra={"MESSAGE_ID": messages.TLS_FILES_REFUSED},
-                )
-            self._doubted = marks
+            self._refuse(marks, str(error))
             return False
+
+    def _refuse(self, marks: _Marks, why: str) -> None:
+        """Tell of what is no good, once: at the second look.
+
+        Files are replaced one after the other, or written in parts.
+        """
+        if marks != self._refused:
+            if marks != self._doubted:
+                self._doubted = marks
+                return
+            self._refused, self._why = marks, ""
+        self._again = time.monotonic() + _AGAIN_S
+        if why != self._why:
+            self._why = why
+            log.error(
+                "%s; %s", why, self._meanwhile, extra={"MESSAGE_ID": messages.TLS_FILES_REFUSED}
+            )
 
     def _present_marks(self) -> _Marks:
         return tuple(_mark(path) for path in self._paths())

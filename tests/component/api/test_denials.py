@@ -82,6 +82,28 @@ async def test_a_line_that_is_no_good_lets_nobody_in_and_keeps_nobody_in(here: S
         assert not await _is_let_in(second)
 
 
+async def test_a_list_that_comes_back_as_it_was_is_all_there_is_to_it(here: Site) -> None:
+    """As by a link that is set back: the file has the marks that it had."""
+    client, link = here.client(), here.folder / "denied"
+    (here.folder / "bad").write_text(f"{client.fingerprint}\nnonsense\n")
+    link.rename(here.folder / "good")
+    link.symlink_to("good")
+    async with here.connected(client) as stub:
+        assert await _is_let_in(stub)
+        _set(link, "bad")
+        assert "denied" in await is_refused_soon(stub)
+        _set(link, "good")
+        async with asyncio.timeout(DEADLINE_S):
+            while not await _is_let_in(stub):
+                pass
+
+
+def _set(link: Path, place: str) -> None:
+    new = link.with_name("new")
+    new.symlink_to(place)
+    new.rename(link)
+
+
 @pytest.mark.parametrize("label", ["SHA1 Fingerprint=", ""])
 async def test_a_sha_1_fingerprint_is_not_taken_for_a_serial_number_in_silence(
     here: Site, label: str, caplog: pytest.LogCaptureFixture

@@ -400,6 +400,34 @@ class TestChangedFiles:
         assert str(here.folder / file) in message
         assert why in message
 
+    async def test_one_that_begins_later_is_shown_when_it_does(
+        self, here: Site, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The clock of its CA is ahead of ours; nobody writes the file again."""
+        client, new = here.client(), issue(None, "a new CA", ca=True)
+        begin = timedelta(seconds=5)  # in whole seconds; it must be seen twice before
+        issue(new, "server", "localhost", begin=begin).write(here.folder, "server")
+        async with asyncio.timeout(DEADLINE_S):
+            while not await here.is_let_in(client, new):
+                assert await here.is_let_in(client) or await here.is_let_in(client, new)
+        (told,) = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+        assert "begins at" in told
+
+    async def test_one_is_told_of_again_when_something_else_is_wrong_with_it(
+        self, here: Site, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        begin, end = timedelta(seconds=3), timedelta(seconds=5)
+        issue(here.ca, "server", "localhost", begin=begin, end=end).write(here.folder, "server")
+        (here.folder / "ca.pem").write_text("")
+
+        def told() -> list[str]:
+            errors = [each for each in caplog.records if each.levelno == logging.ERROR]
+            return [each.getMessage() for each in errors]
+
+        await until(lambda: any("ended at" in each for each in told()))
+        assert "begins at" in told()[0]
+        assert len(set(told())) == len(told())
+
 
 async def test_a_port_in_use_is_told(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
