@@ -5,6 +5,7 @@ A key that has none holds after a restart. Runs on the loop.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmagentd import logs, settings
@@ -62,26 +63,41 @@ def of_access(
 
 
 def of_tls(reload: Reload, network: Network, server: Server) -> None:
-    """Apply who is denied, and then what is shown: neither waits for the other to be good."""
+    """Apply who is denied, and then what is shown: neither waits for the other to be good.
 
-    def deny(new: Config) -> None:
-        network.deny(new.remote.denied)
+    A port that is turned off is there until a restart. What the settings still say of it holds
+    until then, and of what they do not say any more nothing is taken back.
+    """
+    if not network.on:
+        return
+
+    def deny(key: str, new: Config) -> bool:
+        off = new.remote.listen is None
+        network.deny(new.remote.denied, beside=off)
         server.recheck()
+        return not off or bool(getattr(new.remote, key))
 
-    def deny_by(new: Config) -> None:
+    def deny_by(new: Config) -> bool:
+        file = new.remote.deny_file
+        if new.remote.listen is None and file is None:
+            return False
         try:
-            network.deny_by(new.remote.deny_file)
+            network.deny_by(file)
         finally:
             server.recheck()  # also a file that is no good may deny more
+        return True
 
-    def show(new: Config) -> None:
-        if new.remote.files is not None:
-            network.show(new.remote.files)
+    def show(new: Config) -> bool:
+        files = new.remote.files
+        if files is None:
+            return False
+        network.show(files)
+        return True
 
     for key in ("deny_serials", "deny_fingerprints"):
-        reload.on(f"remote.{key}", deny, always=True)
+        reload.on(f"remote.{key}", partial(deny, key), always=True)
     # always: the files may have changed, even if the watch over them has not seen it yet
     reload.on("remote.deny_file", deny_by, always=True)
-    for key in ("certificate", "key", "client_ca"):
-        reload.on(f"remote.{key}", show)
     reload.on("remote.certificate", show, always=True)
+    for key in ("key", "client_ca"):
+        reload.on(f"remote.{key}", show)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from vmagentd.config import Config
 
-    Apply = Callable[[Config], Awaitable[None] | None]
+    # False: nothing was done, so it holds after a restart
+    Apply = Callable[[Config], Awaitable[None] | bool | None]
 
 log = logging.getLogger(__name__)
 
@@ -105,14 +106,14 @@ class Reload:
     def _keep_old(self, changed: set[str]) -> None:
         for key in sorted(changed):
             if self._owner(key) is None:
-                log.warning("%s: the new value holds after a restart", key)
+                _tell_later(key)
 
     async def _apply(
         self, owner: str, config: Config, new: Mapping[str, object], changed: set[str]
     ) -> None:
         try:
             done = self._appliers[owner](config)
-            if done is not None:
+            if done is not None and not isinstance(done, bool):
                 await done
         except VmagentdError as error:
             log.error(  # noqa: TRY400 - the sentence says it all
@@ -123,6 +124,9 @@ class Reload:
             )
             return
         for key in sorted(changed):
+            if done is False:
+                _tell_later(key)
+                continue
             if key in new:
                 self._used[key] = new[key]
             else:
@@ -136,6 +140,10 @@ class Reload:
                 return key
             key = key.rpartition(".")[0]
         return None
+
+
+def _tell_later(key: str) -> None:
+    log.warning("%s: the new value holds after a restart", key)
 
 
 def flattened(table: BaseModel, within: str = "") -> dict[str, object]:

@@ -16,7 +16,8 @@ from grpc import aio
 from vmagent.v1 import vm_agent_service_pb2 as pb
 from vmagent.v1.vm_agent_service_pb2_grpc import VmAgentServiceStub
 
-from tests.component.process import DEADLINE_S, daemon, short_folder, started
+from tests.component.hypervisor.host import until
+from tests.component.process import DEADLINE_S, Running, daemon, short_folder, started
 from tests.pki import Pair, issue
 
 if TYPE_CHECKING:
@@ -32,15 +33,20 @@ def folder() -> Iterator[Path]:
         yield folder
 
 
-def configured(folder: Path, ca: Pair, port: int, more: str = "") -> None:
-    """Write the settings of a daemon whose clients are of *ca*."""
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def configured(folder: Path, ca: Pair, port: int | None, more: str = "") -> None:
+    """Write the settings of a daemon whose clients are of *ca*; without a port it is off."""
     if not (folder / "server.pem").exists():
         issue(ca, "server", "localhost").write(folder, "server")
         (folder / "ca.pem").write_bytes(ca.pem)
     (folder / "vmagentd.toml").write_text(
         f"""
         [remote]
-        listen = "127.0.0.1:{port}"
+        {f'listen = "127.0.0.1:{port}"' if port else ""}
         certificate = "{folder}/server.pem"
         key = "{folder}/server.key"
         client_ca = "{folder}/ca.pem"
@@ -53,9 +59,7 @@ def configured(folder: Path, ca: Pair, port: int, more: str = "") -> None:
 
 
 async def test_sighup_denies_a_certificate_of_the_settings(folder: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    ca = issue(None, "the CA", ca=True)
+    port, ca = free_port(), issue(None, "the CA", ca=True)
     client = issue(ca, "client", SUBJECT)
     configured(folder, ca, port)
     credentials = grpc.ssl_channel_credentials(ca.pem, client.key, client.pem)
@@ -83,9 +87,7 @@ async def test_sighup_denies_a_certificate_of_the_settings(folder: Path) -> None
 
 @pytest.mark.parametrize("no_good", ["server.key", "denied"])
 async def test_sighup_denies_one_while_a_file_is_no_good(folder: Path, no_good: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    ca = issue(None, "the CA", ca=True)
+    port, ca = free_port(), issue(None, "the CA", ca=True)
     client = issue(ca, "client", SUBJECT)
     (folder / "denied").touch()
     listed = f'deny_file = "{folder}/denied"\n'
@@ -105,6 +107,77 @@ async def test_sighup_denies_one_while_a_file_is_no_good(folder: Path, no_good: 
         assert ended.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+async def reloaded(running: Running) -> list[str]:
+    """Reload, and return what the daemon says of keys of `[remote]`, once it has."""
+    await until(lambda: "serving" in running.log.read_text(), "serving", within_s=DEADLINE_S)
+    before = len(running.log.read_text())
+    running.process.send_signal(signal.SIGHUP)
+
+    def said() -> str:
+        return running.log.read_text()[before:]
+
+    await until(lambda: "were read again" in said(), "the settings", within_s=DEADLINE_S)
+    lines = [line.split(maxsplit=2)[2] for line in said().splitlines() if " remote." in line]
+    return sorted(line.removeprefix("remote.") for line in lines)
+
+
+async def test_one_is_denied_in_the_reload_that_turns_the_port_off(folder: Path) -> None:
+    """It listens until a restart, so a denial is to hold until then, too."""
+    port, ca = free_port(), issue(None, "the CA", ca=True)
+    first, second = issue(ca, "first", SUBJECT), issue(ca, "second", SUBJECT)
+    configured(folder, ca, port)
+    async with daemon(folder) as running, asyncio.timeout(DEADLINE_S):
+        assert await _is_let_in(first, ca, port)
+        configured(folder, ca, None, f'deny_fingerprints = ["{first.fingerprint}"]')
+        assert await reloaded(running) == [
+            "deny_fingerprints: the new value holds from now on",
+            "listen: the new value holds after a restart",
+        ]
+        assert not await _is_let_in(first, ca, port)
+        (folder / "denied").write_text(second.serial)
+        configured(folder, ca, None, f'deny_file = "{folder}/denied"')
+        assert await reloaded(running) == [
+            "deny_file: the new value holds from now on",
+            "deny_fingerprints: the new value holds after a restart",
+            "listen: the new value holds after a restart",
+        ]
+        assert not await _is_let_in(first, ca, port)
+        assert not await _is_let_in(second, ca, port)
+        # of what is not there any more, nothing is taken back
+        (folder / "vmagentd.toml").write_text("")
+        said = await reloaded(running)
+        assert {line.split(": ")[1] for line in said} == {"the new value holds after a restart"}
+        assert len(said) == 6  # listen, the three files, and both denials
+        assert not await _is_let_in(first, ca, port)
+        assert not await _is_let_in(second, ca, port)
+        # turned on again, it is as the settings say
+        configured(folder, ca, port)
+        await reloaded(running)
+        assert await _is_let_in(first, ca, port)
+        assert await _is_let_in(second, ca, port)
+
+
+async def test_nothing_of_a_port_that_is_off_holds_from_now_on(folder: Path) -> None:
+    port, ca = free_port(), issue(None, "the CA", ca=True)
+    async with daemon(folder) as running, asyncio.timeout(DEADLINE_S):
+        configured(folder, ca, port, 'deny_serials = ["1f"]')
+        assert await reloaded(running) == [
+            f"{key}: the new value holds after a restart"
+            for key in ("certificate", "client_ca", "deny_serials", "key", "listen")
+        ]
+
+
+async def _is_let_in(client: Pair, ca: Pair, port: int) -> bool:
+    credentials = grpc.ssl_channel_credentials(ca.pem, client.key, client.pem)
+    async with aio.secure_channel(f"localhost:{port}", credentials) as channel:
+        try:
+            await VmAgentServiceStub(channel).WhoAmI(pb.WhoAmIRequest())
+        except aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.UNAUTHENTICATED, error  # noqa: PT017
+            return False
+    return True
+
+
 async def _end(responses: AsyncIterator[pb.WatchStatusResponse]) -> aio.AioRpcError:
     """Return the error with which a stream ends."""
     try:
@@ -119,9 +192,7 @@ async def test_a_stranger_writes_nothing_into_the_log(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GRPC_VERBOSITY")  # of the tests: the daemon has its own
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    ca = issue(None, "the CA", ca=True)
+    port, ca = free_port(), issue(None, "the CA", ca=True)
     configured(folder, ca, port)
     context = ssl.create_default_context(cadata=ca.pem.decode())
     context.check_hostname = False

@@ -45,9 +45,14 @@ class Denials:
         """Return whether a certificate is denied."""
         return self._used.has(serial, fingerprint)
 
-    def deny(self, denied: Denied) -> None:
-        """Deny these from now on, beside those of the file."""
-        self._set = denied
+    def deny(self, denied: Denied, *, beside: bool = False) -> None:
+        """Deny these from now on, and those of the file.
+
+        Args:
+            denied: those of the settings.
+            beside: all who are denied now still are, until this is called again.
+        """
+        self._set = denied | self._used if beside else denied
         self._use()
 
     def follow(self, file: Path | None) -> None:

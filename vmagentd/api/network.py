@@ -94,10 +94,10 @@ class Network:
         if self._tls is not None:
             self._tls.admit(peer)
 
-    def deny(self, denied: Denied) -> None:
-        """Deny these certificates from now on, beside those of the file."""
+    def deny(self, denied: Denied, *, beside: bool = False) -> None:
+        """Deny these certificates from now on; see `Denials.deny`."""
         if self._tls is not None:
-            self._tls.deny(denied)
+            self._tls.deny(denied, beside=beside)
 
     def deny_by(self, file: Path | None) -> None:
         """Deny by this file from now on; it is read again.

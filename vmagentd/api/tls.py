@@ -117,9 +117,9 @@ class Tls:
             raise CallerUnknown(f"{which} ended at {utc(peer.end_time)}")
         self._next_end = min(self._next_end, peer.end_time)
 
-    def deny(self, denied: Denied) -> None:
-        """Deny these from now on, beside those of the file."""
-        self._denials.deny(denied)
+    def deny(self, denied: Denied, *, beside: bool = False) -> None:
+        """Deny these from now on; see `Denials.deny`."""
+        self._denials.deny(denied, beside=beside)
 
     def deny_by(self, file: Path | None) -> None:
         """Deny by this file from now on; it is read again.
