@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from vmagent.v1.access_pb2 import AuditRecord
+
 SUBJECT = "spiffe://example.org/ops"
 
 
@@ -165,6 +167,29 @@ async def test_nothing_of_a_port_that_is_off_holds_from_now_on(folder: Path) -> 
             f"{key}: the new value holds after a restart"
             for key in ("certificate", "client_ca", "deny_serials", "key", "listen")
         ]
+
+
+async def test_the_audit_tells_whose_certificate_was_refused(folder: Path) -> None:
+    port, ca = free_port(), issue(None, "the CA", ca=True)
+    denied, nobody = issue(ca, "client", SUBJECT), issue(ca, "nobody")
+    configured(folder, ca, port, f'deny_fingerprints = ["{denied.fingerprint}"]')
+    async with daemon(folder) as running, asyncio.timeout(DEADLINE_S):
+        assert not await _is_let_in(denied, ca, port)
+        assert not await _is_let_in(nobody, ca, port)
+        records: list[AuditRecord] = []
+        while len(records) < 2:
+            request = pb.ListAuditRecordsRequest()
+            records = list((await running.stub.ListAuditRecords(request)).records)
+    second, first = records
+    assert (first.actor, first.certificate_fingerprint) == (SUBJECT, denied.fingerprint)
+    assert (second.actor, second.certificate_fingerprint) == ("", nobody.fingerprint)
+    for each in records:
+        address, _, its_port = each.peer.partition(":")
+        assert address == "127.0.0.1"
+        assert its_port.isdecimal()
+    log = (folder / "log").read_text()
+    assert f"refused: {SUBJECT} ({first.peer}) WhoAmI: " in log
+    assert f"refused: ? ({second.peer}) WhoAmI: " in log
 
 
 async def _is_let_in(client: Pair, ca: Pair, port: int) -> bool:

@@ -10,6 +10,7 @@ import os
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import unquote
 
 from vmagentd.errors import CallerUnknown
 from vmagentd.model import Caller, CallerOrigin, Grant, LocalPeer, RemotePeer, Role, Rule
@@ -35,6 +36,34 @@ def caller() -> Caller:
 def keep(caller: Caller) -> None:
     """Have `caller` return this one for the rest of the present call."""
     _CALLER.set(caller)
+
+
+def place(connection: str) -> str:
+    """Return where a connection comes from, by gRPC's name for it, as audit records show it."""
+    kind, _, address = connection.partition(":")
+    # gRPC writes `ipv6:%5B::1%5D:52364`
+    return unquote(address) if kind in ("ipv4", "ipv6") else connection
+
+
+def holder(identity: Identity, grants: tuple[Grant, ...] = ()) -> Caller:
+    """Return *identity* as a caller who has these roles; whether he is let in is not asked."""
+    match identity:
+        case LocalPeer():
+            actor = f"uid:{identity.uid}"
+            if identity.user is not None:
+                actor = f"user:{identity.user}"
+            return Caller(
+                actor=actor, grants=grants, origin=CallerOrigin.LOCAL, peer=str(identity)
+            )
+        case RemotePeer():
+            return Caller(
+                actor=identity.subject,
+                grants=grants,
+                origin=CallerOrigin.REMOTE,
+                peer=str(identity),
+                certificate_fingerprint=identity.fingerprint,
+                certificate_end_time=identity.end_time,
+            )
 
 
 def _nobody_from_elsewhere(peer: str, _auth: Auth) -> RemotePeer:
@@ -96,29 +125,10 @@ class Access:
         """
         match identity:
             case LocalPeer():
-                actor = f"uid:{identity.uid}"
-                if identity.user is not None:
-                    actor = f"user:{identity.user}"
-                return Caller(
-                    actor=actor,
-                    grants=tuple(self._local_grants(identity)),
-                    origin=CallerOrigin.LOCAL,
-                    peer=str(identity),
-                )
+                return holder(identity, tuple(self._local_grants(identity)))
             case RemotePeer():
                 self._admit(identity)
-                return Caller(
-                    actor=identity.subject,
-                    grants=tuple(
-                        rule.grant
-                        for rule in self._rules
-                        if any(fnmatchcase(identity.subject, glob) for glob in rule.subjects)
-                    ),
-                    origin=CallerOrigin.REMOTE,
-                    peer=str(identity),
-                    certificate_fingerprint=identity.fingerprint,
-                    certificate_end_time=identity.end_time,
-                )
+                return holder(identity, tuple(self._remote_grants(identity)))
 
     def _local_grants(self, peer: LocalPeer) -> Iterable[Grant]:
         if peer.uid in (0, self._own_uid):  # can do anything to the daemon anyway
@@ -130,4 +140,9 @@ class Access:
                 or f"uid:{peer.uid}" in rule.users
                 or any(gids.get(group) in peer.gids for group in rule.groups)
             ):
+                yield rule.grant
+
+    def _remote_grants(self, peer: RemotePeer) -> Iterable[Grant]:
+        for rule in self._rules:
+            if any(fnmatchcase(peer.subject, glob) for glob in rule.subjects):
                 yield rule.grant

@@ -232,7 +232,7 @@ class Boundary(aio.ServerInterceptor):
         parse: _Parse | None = None,
     ) -> _T:
         task, connection = _current_task(), context.peer()
-        call = self._tasks[task] = _Call(method, role, connection, peer=connection)
+        call = self._tasks[task] = _Call(method, role, connection, access.place(connection))
         self.begun += 1
         task.add_done_callback(self._tasks.pop)
         calls.add(task)
@@ -326,7 +326,10 @@ class Boundary(aio.ServerInterceptor):
             case _:  # KeyboardInterrupt, SystemExit
                 return error
         if isinstance(error, VmagentdError) and rights.refuses(call.role, error):
-            self._on_refusal(call.caller, call.peer, call.method, error)
+            who = call.caller
+            if who is None and call.identity is not None:  # known, and not let in
+                who = access.holder(call.identity)
+            self._on_refusal(who, call.peer, call.method, error)
         try:
             await context.abort_with_status(rpc_status.to_status(status.status_of(error)))
         except aio.InternalError:

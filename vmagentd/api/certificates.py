@@ -46,6 +46,10 @@ _NOT_UNDERSTOOD: Final = (
 )
 
 
+class _Nobody(Exception):
+    """A certificate names nobody whom a role could be given; what it has instead."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certified:
     """The contents of such files, good to be offered."""
@@ -106,17 +110,22 @@ def client_certificate(pem: bytes) -> ClientCertificate:
     Raises:
         CallerUnknown: it names nobody whom a role could be given.
     """
+    fingerprint: str | None = None
     try:
         certificate = x509.load_pem_x509_certificate(pem)
-        subject = _subject(certificate)
+        fingerprint = certificate.fingerprint(SHA256()).hex()
+        return ClientCertificate(
+            subject=_subject(certificate),
+            serial=certificate.serial_number,
+            fingerprint=fingerprint,
+            end_time=certificate.not_valid_after_utc,
+        )
+    except _Nobody as error:
+        raise CallerUnknown(f"its certificate {error}", fingerprint=fingerprint) from None
     except _NOT_UNDERSTOOD as error:
-        raise CallerUnknown("its certificate cannot be understood") from error
-    return ClientCertificate(
-        subject=subject,
-        serial=certificate.serial_number,
-        fingerprint=certificate.fingerprint(SHA256()).hex(),
-        end_time=certificate.not_valid_after_utc,
-    )
+        raise CallerUnknown(
+            "its certificate cannot be understood", fingerprint=fingerprint
+        ) from error
 
 
 def _subject(certificate: x509.Certificate) -> str:
@@ -129,18 +138,18 @@ def _subject(certificate: x509.Certificate) -> str:
         hosts = names.get_values_for_type(x509.DNSName)
     if len(uris) > 1:
         # Which of them counts would be for the client to choose.
-        raise CallerUnknown(f"its certificate has {len(uris)} URIs, and can have one at most")
+        raise _Nobody(f"has {len(uris)} URIs, and can have one at most")
     scheme = uris[0].partition(":")[0].lower() if uris else ""
     if scheme in _RESERVED:
-        raise CallerUnknown(f"the URI in its certificate begins with {scheme!r}, as no URI may")
+        raise _Nobody(f"has a URI that begins with {scheme!r}, as none may")
     subjects = uris or [f"dns:{host}" for host in hosts]
     if not subjects:
-        raise CallerUnknown(
-            "its certificate has neither a URI nor a DNS name as subject alternative name, and "
-            "the common name does not count"
+        raise _Nobody(
+            "has neither a URI nor a DNS name as subject alternative name, and the common name "
+            "does not count"
         )
     if len(subjects[0]) > _LONGEST_SUBJECT or not subjects[0].isprintable():
-        raise CallerUnknown("the name in its certificate is too long or cannot be printed")
+        raise _Nobody("has a name that is too long or cannot be printed")
     return subjects[0]
 
 

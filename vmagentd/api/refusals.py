@@ -125,7 +125,7 @@ class Refusals:
             end_time=now,
             actor=caller.actor if caller else "",
             peer=peer,
-            certificate_fingerprint=caller.certificate_fingerprint if caller else None,
+            certificate_fingerprint=_fingerprint(caller, error),
             method=method,
             vm=vm.uuid if vm else None,
             vm_name=vm.name if vm else vm_name,
@@ -157,6 +157,12 @@ class Refusals:
         if self._too_many:
             log.warning("audit: %d more refusals were not noted", self._too_many)
             self._too_many = 0
+
+
+def _fingerprint(caller: Caller | None, error: VmagentdError) -> str | None:
+    if caller is not None:
+        return caller.certificate_fingerprint
+    return error.fingerprint if isinstance(error, CallerUnknown) else None
 
 
 def _place(peer: str) -> str:

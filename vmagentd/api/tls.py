@@ -15,11 +15,11 @@ import logging
 from collections import OrderedDict, deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Never
-from urllib.parse import unquote
 
 import grpc
 
 from vmagentd.api import certificates
+from vmagentd.api.access import place
 from vmagentd.api.denials import Denials
 from vmagentd.api.followed import Followed
 from vmagentd.errors import CallerUnknown, TlsUnusable, utc
@@ -90,14 +90,16 @@ class Tls:
         Raises:
             CallerUnknown: nobody whom a role could be given, or not by TLS 1.3.
         """
+        certificate = self._certificate(b"".join(auth.get("x509_pem_cert", ())))
         version = b"".join(auth.get("ssl_tls_version", ())).decode(errors="replace")
         if version != "TLSv1.3":
-            raise CallerUnknown(f"it came by {version or 'no TLS'}, and only TLS 1.3 is taken")
-        certificate = self._certificate(b"".join(auth.get("x509_pem_cert", ())))
+            raise CallerUnknown(
+                f"it came by {version or 'no TLS'}, and only TLS 1.3 is taken",
+                fingerprint=certificate.fingerprint,
+            )
         return RemotePeer(
             subject=certificate.subject,
-            # gRPC writes `ipv6:%5B::1%5D:52364`
-            address=unquote(connection.partition(":")[2]),
+            address=place(connection),
             serial=certificate.serial,
             fingerprint=certificate.fingerprint,
             end_time=certificate.end_time,

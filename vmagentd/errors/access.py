@@ -17,12 +17,14 @@ class AccessError(VmagentdError):
 class CallerUnknown(AccessError):
     """Nobody can tell who calls, or the certificate that tells is not accepted."""
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str, *, fingerprint: str | None = None) -> None:
         super().__init__(
             f"the caller is not known: {why}; connect to the daemon's socket on its host, or "
             "from elsewhere with a certificate that it accepts",
             why=why,
         )
+        # of a certificate that names nobody
+        self.fingerprint = fingerprint
 
 
 class RoleDenied(AccessError):

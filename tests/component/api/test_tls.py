@@ -254,6 +254,9 @@ class TestWhoIsLetIn:
         writer.close()
         (told,) = here.served.setting.refusals
         assert "TLSv1.2" in str(told[3])
+        assert told[1].startswith("127.0.0.1:")
+        assert isinstance(told[3], CallerUnknown)
+        assert told[3].fingerprint is not None
 
     async def test_plain_text_comes_to_nothing(self, here: Site) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
