@@ -5,10 +5,12 @@ A key that has none holds after a restart. Runs on the loop.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
 from vmagentd import logs, settings
+from vmagentd.reload import AFTER_RESTART
 
 if TYPE_CHECKING:
     from vmagentd.api.access import Access
@@ -16,11 +18,34 @@ if TYPE_CHECKING:
     from vmagentd.api.network import Network
     from vmagentd.api.server import Server
     from vmagentd.api.servicer import Servicer
+    from vmagentd.api.socketfile import SocketFile
     from vmagentd.config import Config
     from vmagentd.journal.store import Journal
     from vmagentd.operations.means import Means
     from vmagentd.reconcile import Surveys
     from vmagentd.reload import Reload
+
+
+log = logging.getLogger(__name__)
+
+
+def of_socket(reload: Reload, place: SocketFile, config: Config) -> None:
+    """Tell of what does nothing, if systemd listens for the daemon; also now."""
+    if not place.is_adopted:
+        return
+
+    def path(new: Config) -> str | None:
+        return place.why_not_at(new.socket)
+
+    def mode(new: Config) -> str | None:
+        return place.why_not_for(new.socket_mode)
+
+    for key, why_not in (("socket", path), ("socket_mode", mode)):
+        reload.on(key, why_not)
+        why = why_not(config)
+        # a default is systemd's to change
+        if why is not None and key in config.model_fields_set:
+            log.warning("%s: %s", key, why)
 
 
 def of_work(
@@ -71,28 +96,28 @@ def of_tls(reload: Reload, network: Network, server: Server) -> None:
     if not network.on:
         return
 
-    def deny(key: str, new: Config) -> bool:
+    def deny(key: str, new: Config) -> str | None:
         off = new.remote.listen is None
         network.deny(new.remote.denied, beside=off)
         server.recheck()
-        return not off or bool(getattr(new.remote, key))
+        return AFTER_RESTART if off and not getattr(new.remote, key) else None
 
-    def deny_by(new: Config) -> bool:
+    def deny_by(new: Config) -> str | None:
         file = new.remote.deny_file
         if new.remote.listen is None and file is None:
-            return False
+            return AFTER_RESTART
         try:
             network.deny_by(file)
         finally:
             server.recheck()  # also a file that is no good may deny more
-        return True
+        return None
 
-    def show(new: Config) -> bool:
+    def show(new: Config) -> str | None:
         files = new.remote.files
         if files is None:
-            return False
+            return AFTER_RESTART
         network.show(files)
-        return True
+        return None
 
     for key in ("deny_serials", "deny_fingerprints"):
         reload.on(f"remote.{key}", partial(deny, key), always=True)

@@ -84,6 +84,7 @@ async def run(config: Config, load: Callable[[], Config]) -> None:
     place = SocketFile(
         config.socket, mode=config.socket_mode, adopted=socketfile.adopted(config.socket)
     )
+    appliers.of_socket(reload, place, config)
     with place as socket:
         async with open_journal(
             config.state_dir,
@@ -201,7 +202,7 @@ async def _serve(
                 "serving %s of %s on %s%s",
                 notify.counted(len(journal.vms), "VM"),
                 config.libvirt_uri,
-                config.socket,
+                socket.address,
                 "" if journal.link.connected else f", blind: {journal.link.cause}",
                 extra={"MESSAGE_ID": messages.READY},
             )

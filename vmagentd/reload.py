@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from typing import TYPE_CHECKING, Never
+from typing import TYPE_CHECKING, Final, Never
 
 from pydantic import BaseModel
 
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
     from vmagentd.config import Config
 
-    # False: nothing was done, so it holds after a restart
-    Apply = Callable[[Config], Awaitable[None] | bool | None]
+    # returns what to say of the new value if it does not hold
+    Apply = Callable[[Config], Awaitable[None] | str | None]
 
 log = logging.getLogger(__name__)
+
+AFTER_RESTART: Final = "the new value holds after a restart"
 
 
 class Reload:
@@ -106,14 +108,14 @@ class Reload:
     def _keep_old(self, changed: set[str]) -> None:
         for key in sorted(changed):
             if self._owner(key) is None:
-                _tell_later(key)
+                log.warning("%s: %s", key, AFTER_RESTART)
 
     async def _apply(
         self, owner: str, config: Config, new: Mapping[str, object], changed: set[str]
     ) -> None:
         try:
             done = self._appliers[owner](config)
-            if done is not None and not isinstance(done, bool):
+            if done is not None and not isinstance(done, str):
                 await done
         except VmagentdError as error:
             log.error(  # noqa: TRY400 - the sentence says it all
@@ -124,8 +126,8 @@ class Reload:
             )
             return
         for key in sorted(changed):
-            if done is False:
-                _tell_later(key)
+            if isinstance(done, str):
+                log.warning("%s: %s", key, done)
                 continue
             if key in new:
                 self._used[key] = new[key]
@@ -140,10 +142,6 @@ class Reload:
                 return key
             key = key.rpartition(".")[0]
         return None
-
-
-def _tell_later(key: str) -> None:
-    log.warning("%s: the new value holds after a restart", key)
 
 
 def flattened(table: BaseModel, within: str = "") -> dict[str, object]:

@@ -20,7 +20,7 @@ _FILES = """
     The settings, see vmagentd.toml(5).
 /run/vmagentd/vmagentd.sock
     Where clients connect. systemd holds it (vmagentd.socket): while the daemon restarts, clients
-    wait.
+    wait. systemctl edit vmagentd.socket moves it; the daemon's own settings do not.
 /var/lib/vmagentd
     The journal: what happened to each VM, who did it, and the operations. Never copy it while the
     daemon runs; never edit it.

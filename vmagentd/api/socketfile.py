@@ -56,6 +56,41 @@ class SocketFile:
         # device and inode of our socket, once it is in place
         self._ours: tuple[int, int] | None = None
 
+    @property
+    def is_adopted(self) -> bool:
+        """Whether systemd listens, not the daemon."""
+        return self._adopted is not None
+
+    @property
+    def address(self) -> str:
+        """Where clients connect; `@NAME` if that is no file."""
+        if self._adopted is None:
+            return str(self._path)
+        name: str | bytes = self._adopted.getsockname()
+        return f"@{os.fsdecode(name[1:])}" if isinstance(name, bytes) else name
+
+    def why_not_at(self, path: Path) -> str | None:
+        """Return why clients of an adopted socket do not connect to *path*, None if they do."""
+        if Path(self.address).resolve() == path.resolve():
+            return None
+        return (
+            f"does nothing, since systemd listens for the daemon, on {self.address}: set "
+            "ListenStream= in a drop-in of vmagentd.socket"
+        )
+
+    def why_not_for(self, mode: int) -> str | None:
+        """Return why others may connect to an adopted socket than *mode* says, None if not."""
+        try:
+            present = stat.S_IMODE(Path(self.address).stat().st_mode)
+        except OSError:
+            return None  # no file, so it has no mode; or none that we may look at
+        if present == mode:
+            return None
+        return (
+            f"does nothing, since systemd made {self.address}, with mode {present:04o}: set "
+            "SocketMode= in a drop-in of vmagentd.socket"
+        )
+
     def __enter__(self) -> Self:
         """Take the right to the path.
 

@@ -320,10 +320,13 @@ class Config(_Table):
 
     # the libvirt that is followed
     libvirt_uri: Annotated[str, Field(min_length=1)] = "qemu:///system"
-    # where clients connect; whoever can is known by the kernel, so all may try
+    # where clients connect; whoever can is known by the kernel, so all may try. Where systemd
+    # listens, as with the package, its socket is used: ListenStream= and SocketMode= in a drop-in
+    # (`systemctl edit vmagentd.socket`), and these two do nothing
     socket: FilePath = Path("/run/vmagentd/vmagentd.sock")
     socket_mode: FileMode = 0o666
-    # the journal's directory: the daemon's own
+    # the journal's directory: the daemon's own. The package's service may write to another one
+    # with ReadWritePaths= in a drop-in only (`systemctl edit vmagentd.service`)
     state_dir: FilePath = Path("/var/lib/vmagentd")
     # least severity that is logged: debug, info, warning or error
     log_level: Literal["debug", "info", "warning", "error"] = "info"
