@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 README = Path(__file__).parents[3] / "README.md"
 PROTO = Path(__file__).parents[3] / "protos/vmagent/v1/error_reason.proto"
+SERVICE = PROTO.with_name("vm_agent_service.proto")
 
 UUID = VmUuid("00000001-0000-4000-8000-000000000000")
 OPERATION = OperationId("0a000000-0000-4000-8000-000000000000")
@@ -140,6 +141,19 @@ def test_codes_are_those_of_the_contract() -> None:
     said = contract()
     assert len(said) == len(ErrorReason.keys()) - 1
     assert {row.reason: row.code for row in status.TABLE.values()} == said
+
+
+def test_every_reason_is_told_of_where_it_can_come() -> None:
+    told = set(re.findall(r"`([A-Z_]+)`", SERVICE.read_text()))
+    assert contract().keys() <= told
+
+
+@pytest.mark.parametrize("verb", ["Start", "Stop", "Reboot", "Pause"])
+def test_every_verb_tells_how_libvirt_may_refuse(verb: str) -> None:
+    """Resume does as Pause."""
+    comment = SERVICE.read_text().partition(f"  rpc {verb}(")[0].rpartition("\n\n")[2]
+    for reason in ("LIBVIRT_DENIED", "LIBVIRT_UNSUPPORTED", "LIBVIRT_REFUSED", "LIBVIRT_BUSY"):
+        assert f"`{reason}`" in comment, reason
 
 
 def test_the_readme_has_a_row_for_every_reason() -> None:

@@ -47,8 +47,8 @@ class VmAgentServiceStub(object):
 
     Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`),
     `UNAUTHENTICATED` (`CALLER_UNKNOWN`), `PERMISSION_DENIED` (`ROLE_DENIED`), `RESOURCE_EXHAUSTED`
-    (`LIMIT_REACHED`) or `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
-    `ErrorReason`.
+    (`LIMIT_REACHED`), `UNAVAILABLE` (`SHUTTING_DOWN`), `UNIMPLEMENTED` (`NOT_SERVED`) or `INTERNAL`
+    (`FAULT`). Every error carries `google.rpc.ErrorInfo` with one of `ErrorReason`.
     """
 
     def __init__(self, channel):
@@ -156,8 +156,8 @@ class VmAgentServiceServicer(object):
 
     Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`),
     `UNAUTHENTICATED` (`CALLER_UNKNOWN`), `PERMISSION_DENIED` (`ROLE_DENIED`), `RESOURCE_EXHAUSTED`
-    (`LIMIT_REACHED`) or `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
-    `ErrorReason`.
+    (`LIMIT_REACHED`), `UNAVAILABLE` (`SHUTTING_DOWN`), `UNIMPLEMENTED` (`NOT_SERVED`) or `INTERNAL`
+    (`FAULT`). Every error carries `google.rpc.ErrorInfo` with one of `ErrorReason`.
     """
 
     def Start(self, request, context):
@@ -172,7 +172,8 @@ class VmAgentServiceServicer(object):
         `CANCELLED_BY_STOP`, `OPERATION_CANCELLED`, `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`),
         `ALREADY_EXISTS` (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`,
         `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`), `RESOURCE_EXHAUSTED` (`HOST_EXHAUSTED`,
-        `LIMIT_REACHED`).
+        `LIMIT_REACHED`), `PERMISSION_DENIED` (`LIBVIRT_DENIED`), `UNIMPLEMENTED`
+        (`LIBVIRT_UNSUPPORTED`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,7 +191,8 @@ class VmAgentServiceServicer(object):
         `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`: the VM is still active; `FORCE_TIMED_OUT`), `ABORTED`
         (`OPERATION_IN_PROGRESS`, `OPERATION_CANCELLED`, `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`),
         `ALREADY_EXISTS` (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`,
-        `JOURNAL_UNWRITABLE`).
+        `JOURNAL_UNWRITABLE`), `PERMISSION_DENIED` (`LIBVIRT_DENIED`), `UNIMPLEMENTED`
+        (`LIBVIRT_UNSUPPORTED`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,7 +209,8 @@ class VmAgentServiceServicer(object):
         `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`), `ABORTED`
         (`OPERATION_IN_PROGRESS`, `CANCELLED_BY_STOP`, `OPERATION_CANCELLED`,
         `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`), `ALREADY_EXISTS` (`REQUEST_ID_REUSED`),
-        `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`).
+        `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`),
+        `PERMISSION_DENIED` (`LIBVIRT_DENIED`), `UNIMPLEMENTED` (`LIBVIRT_UNSUPPORTED`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -219,8 +222,9 @@ class VmAgentServiceServicer(object):
 
         Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is paused.
         Errors: `NOT_FOUND` (`VM_NOT_FOUND`), `FAILED_PRECONDITION` (`VM_SLEEPING`, `VM_CRASHED`,
-        `VM_STATE`, `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`OPERATION_TIMED_OUT`), `ABORTED`,
-        `ALREADY_EXISTS`, `UNAVAILABLE` as Reboot.
+        `VM_STATE`, `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`OPERATION_TIMED_OUT`), `ABORTED`
+        (`LIBVIRT_BUSY` and others), `ALREADY_EXISTS`, `UNAVAILABLE`, `PERMISSION_DENIED`
+        (`LIBVIRT_DENIED`), `UNIMPLEMENTED` (`LIBVIRT_UNSUPPORTED`) as Reboot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -433,8 +437,8 @@ class VmAgentService(object):
 
     Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`),
     `UNAUTHENTICATED` (`CALLER_UNKNOWN`), `PERMISSION_DENIED` (`ROLE_DENIED`), `RESOURCE_EXHAUSTED`
-    (`LIMIT_REACHED`) or `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
-    `ErrorReason`.
+    (`LIMIT_REACHED`), `UNAVAILABLE` (`SHUTTING_DOWN`), `UNIMPLEMENTED` (`NOT_SERVED`) or `INTERNAL`
+    (`FAULT`). Every error carries `google.rpc.ErrorInfo` with one of `ErrorReason`.
     """
 
     @staticmethod

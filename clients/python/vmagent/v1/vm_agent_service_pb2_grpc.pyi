@@ -48,8 +48,8 @@ class VmAgentServiceStub:
 
     Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`),
     `UNAUTHENTICATED` (`CALLER_UNKNOWN`), `PERMISSION_DENIED` (`ROLE_DENIED`), `RESOURCE_EXHAUSTED`
-    (`LIMIT_REACHED`) or `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
-    `ErrorReason`.
+    (`LIMIT_REACHED`), `UNAVAILABLE` (`SHUTTING_DOWN`), `UNIMPLEMENTED` (`NOT_SERVED`) or `INTERNAL`
+    (`FAULT`). Every error carries `google.rpc.ErrorInfo` with one of `ErrorReason`.
     """
 
     @_typing.overload
@@ -68,7 +68,8 @@ class VmAgentServiceStub:
     `CANCELLED_BY_STOP`, `OPERATION_CANCELLED`, `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`),
     `ALREADY_EXISTS` (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`,
     `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`), `RESOURCE_EXHAUSTED` (`HOST_EXHAUSTED`,
-    `LIMIT_REACHED`).
+    `LIMIT_REACHED`), `PERMISSION_DENIED` (`LIBVIRT_DENIED`), `UNIMPLEMENTED`
+    (`LIBVIRT_UNSUPPORTED`).
     """
     Stop: _grpc.UnaryStreamMultiCallable[_vm_agent_service_pb2.StopRequest, _vm_agent_service_pb2.StopResponse]
     """Stops one VM and streams the operation until it ends.
@@ -82,7 +83,8 @@ class VmAgentServiceStub:
     `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`: the VM is still active; `FORCE_TIMED_OUT`), `ABORTED`
     (`OPERATION_IN_PROGRESS`, `OPERATION_CANCELLED`, `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`),
     `ALREADY_EXISTS` (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`,
-    `JOURNAL_UNWRITABLE`).
+    `JOURNAL_UNWRITABLE`), `PERMISSION_DENIED` (`LIBVIRT_DENIED`), `UNIMPLEMENTED`
+    (`LIBVIRT_UNSUPPORTED`).
     """
     Reboot: _grpc.UnaryStreamMultiCallable[_vm_agent_service_pb2.RebootRequest, _vm_agent_service_pb2.RebootResponse]
     """Reboots the guest of one VM within its hypervisor process, and streams the operation until
@@ -95,7 +97,8 @@ class VmAgentServiceStub:
     `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`), `ABORTED`
     (`OPERATION_IN_PROGRESS`, `CANCELLED_BY_STOP`, `OPERATION_CANCELLED`,
     `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`), `ALREADY_EXISTS` (`REQUEST_ID_REUSED`),
-    `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`).
+    `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`),
+    `PERMISSION_DENIED` (`LIBVIRT_DENIED`), `UNIMPLEMENTED` (`LIBVIRT_UNSUPPORTED`).
     """
     Pause: _grpc.UnaryStreamMultiCallable[_vm_agent_service_pb2.PauseRequest, _vm_agent_service_pb2.PauseResponse]
     """Pauses one VM: its guest gets no CPU until it is resumed. Streams the operation until it
@@ -103,8 +106,9 @@ class VmAgentServiceStub:
 
     Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is paused.
     Errors: `NOT_FOUND` (`VM_NOT_FOUND`), `FAILED_PRECONDITION` (`VM_SLEEPING`, `VM_CRASHED`,
-    `VM_STATE`, `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`OPERATION_TIMED_OUT`), `ABORTED`,
-    `ALREADY_EXISTS`, `UNAVAILABLE` as Reboot.
+    `VM_STATE`, `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`OPERATION_TIMED_OUT`), `ABORTED`
+    (`LIBVIRT_BUSY` and others), `ALREADY_EXISTS`, `UNAVAILABLE`, `PERMISSION_DENIED`
+    (`LIBVIRT_DENIED`), `UNIMPLEMENTED` (`LIBVIRT_UNSUPPORTED`) as Reboot.
     """
     Resume: _grpc.UnaryStreamMultiCallable[_vm_agent_service_pb2.ResumeRequest, _vm_agent_service_pb2.ResumeResponse]
     """Resumes one VM that is paused, or wakes up one that sleeps. Streams the operation until it
@@ -182,8 +186,8 @@ class VmAgentServiceAsyncStub(VmAgentServiceStub):
 
     Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`),
     `UNAUTHENTICATED` (`CALLER_UNKNOWN`), `PERMISSION_DENIED` (`ROLE_DENIED`), `RESOURCE_EXHAUSTED`
-    (`LIMIT_REACHED`) or `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
-    `ErrorReason`.
+    (`LIMIT_REACHED`), `UNAVAILABLE` (`SHUTTING_DOWN`), `UNIMPLEMENTED` (`NOT_SERVED`) or `INTERNAL`
+    (`FAULT`). Every error carries `google.rpc.ErrorInfo` with one of `ErrorReason`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -199,7 +203,8 @@ class VmAgentServiceAsyncStub(VmAgentServiceStub):
     `CANCELLED_BY_STOP`, `OPERATION_CANCELLED`, `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`),
     `ALREADY_EXISTS` (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`,
     `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`), `RESOURCE_EXHAUSTED` (`HOST_EXHAUSTED`,
-    `LIMIT_REACHED`).
+    `LIMIT_REACHED`), `PERMISSION_DENIED` (`LIBVIRT_DENIED`), `UNIMPLEMENTED`
+    (`LIBVIRT_UNSUPPORTED`).
     """
     Stop: _aio.UnaryStreamMultiCallable[_vm_agent_service_pb2.StopRequest, _vm_agent_service_pb2.StopResponse]  # type: ignore[assignment]
     """Stops one VM and streams the operation until it ends.
@@ -213,7 +218,8 @@ class VmAgentServiceAsyncStub(VmAgentServiceStub):
     `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`: the VM is still active; `FORCE_TIMED_OUT`), `ABORTED`
     (`OPERATION_IN_PROGRESS`, `OPERATION_CANCELLED`, `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`),
     `ALREADY_EXISTS` (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`,
-    `JOURNAL_UNWRITABLE`).
+    `JOURNAL_UNWRITABLE`), `PERMISSION_DENIED` (`LIBVIRT_DENIED`), `UNIMPLEMENTED`
+    (`LIBVIRT_UNSUPPORTED`).
     """
     Reboot: _aio.UnaryStreamMultiCallable[_vm_agent_service_pb2.RebootRequest, _vm_agent_service_pb2.RebootResponse]  # type: ignore[assignment]
     """Reboots the guest of one VM within its hypervisor process, and streams the operation until
@@ -226,7 +232,8 @@ class VmAgentServiceAsyncStub(VmAgentServiceStub):
     `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`), `ABORTED`
     (`OPERATION_IN_PROGRESS`, `CANCELLED_BY_STOP`, `OPERATION_CANCELLED`,
     `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`), `ALREADY_EXISTS` (`REQUEST_ID_REUSED`),
-    `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`).
+    `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`),
+    `PERMISSION_DENIED` (`LIBVIRT_DENIED`), `UNIMPLEMENTED` (`LIBVIRT_UNSUPPORTED`).
     """
     Pause: _aio.UnaryStreamMultiCallable[_vm_agent_service_pb2.PauseRequest, _vm_agent_service_pb2.PauseResponse]  # type: ignore[assignment]
     """Pauses one VM: its guest gets no CPU until it is resumed. Streams the operation until it
@@ -234,8 +241,9 @@ class VmAgentServiceAsyncStub(VmAgentServiceStub):
 
     Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is paused.
     Errors: `NOT_FOUND` (`VM_NOT_FOUND`), `FAILED_PRECONDITION` (`VM_SLEEPING`, `VM_CRASHED`,
-    `VM_STATE`, `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`OPERATION_TIMED_OUT`), `ABORTED`,
-    `ALREADY_EXISTS`, `UNAVAILABLE` as Reboot.
+    `VM_STATE`, `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`OPERATION_TIMED_OUT`), `ABORTED`
+    (`LIBVIRT_BUSY` and others), `ALREADY_EXISTS`, `UNAVAILABLE`, `PERMISSION_DENIED`
+    (`LIBVIRT_DENIED`), `UNIMPLEMENTED` (`LIBVIRT_UNSUPPORTED`) as Reboot.
     """
     Resume: _aio.UnaryStreamMultiCallable[_vm_agent_service_pb2.ResumeRequest, _vm_agent_service_pb2.ResumeResponse]  # type: ignore[assignment]
     """Resumes one VM that is paused, or wakes up one that sleeps. Streams the operation until it
@@ -312,8 +320,8 @@ class VmAgentServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Any call can end with `INVALID_ARGUMENT` (`INVALID_FIELD`, `MALFORMED_REQUEST`),
     `UNAUTHENTICATED` (`CALLER_UNKNOWN`), `PERMISSION_DENIED` (`ROLE_DENIED`), `RESOURCE_EXHAUSTED`
-    (`LIMIT_REACHED`) or `UNAVAILABLE` (`SHUTTING_DOWN`). Every error carries `google.rpc.ErrorInfo` with one of
-    `ErrorReason`.
+    (`LIMIT_REACHED`), `UNAVAILABLE` (`SHUTTING_DOWN`), `UNIMPLEMENTED` (`NOT_SERVED`) or `INTERNAL`
+    (`FAULT`). Every error carries `google.rpc.ErrorInfo` with one of `ErrorReason`.
     """
 
     @_abc_1.abstractmethod
@@ -333,7 +341,8 @@ class VmAgentServiceServicer(metaclass=_abc_1.ABCMeta):
         `CANCELLED_BY_STOP`, `OPERATION_CANCELLED`, `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`),
         `ALREADY_EXISTS` (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`,
         `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`), `RESOURCE_EXHAUSTED` (`HOST_EXHAUSTED`,
-        `LIMIT_REACHED`).
+        `LIMIT_REACHED`), `PERMISSION_DENIED` (`LIBVIRT_DENIED`), `UNIMPLEMENTED`
+        (`LIBVIRT_UNSUPPORTED`).
         """
 
     @_abc_1.abstractmethod
@@ -353,7 +362,8 @@ class VmAgentServiceServicer(metaclass=_abc_1.ABCMeta):
         `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`: the VM is still active; `FORCE_TIMED_OUT`), `ABORTED`
         (`OPERATION_IN_PROGRESS`, `OPERATION_CANCELLED`, `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`),
         `ALREADY_EXISTS` (`REQUEST_ID_REUSED`), `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`,
-        `JOURNAL_UNWRITABLE`).
+        `JOURNAL_UNWRITABLE`), `PERMISSION_DENIED` (`LIBVIRT_DENIED`), `UNIMPLEMENTED`
+        (`LIBVIRT_UNSUPPORTED`).
         """
 
     @_abc_1.abstractmethod
@@ -372,7 +382,8 @@ class VmAgentServiceServicer(metaclass=_abc_1.ABCMeta):
         `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`GRACE_EXPIRED`), `ABORTED`
         (`OPERATION_IN_PROGRESS`, `CANCELLED_BY_STOP`, `OPERATION_CANCELLED`,
         `OPERATION_INTERRUPTED`, `LIBVIRT_BUSY`), `ALREADY_EXISTS` (`REQUEST_ID_REUSED`),
-        `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`).
+        `UNAVAILABLE` (`LIBVIRT_UNREACHABLE`, `LIBVIRT_TIMED_OUT`, `JOURNAL_UNWRITABLE`),
+        `PERMISSION_DENIED` (`LIBVIRT_DENIED`), `UNIMPLEMENTED` (`LIBVIRT_UNSUPPORTED`).
         """
 
     @_abc_1.abstractmethod
@@ -386,8 +397,9 @@ class VmAgentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Succeeds with `OPERATION_OUTCOME_ALREADY_DONE` if the VM is paused.
         Errors: `NOT_FOUND` (`VM_NOT_FOUND`), `FAILED_PRECONDITION` (`VM_SLEEPING`, `VM_CRASHED`,
-        `VM_STATE`, `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`OPERATION_TIMED_OUT`), `ABORTED`,
-        `ALREADY_EXISTS`, `UNAVAILABLE` as Reboot.
+        `VM_STATE`, `LIBVIRT_REFUSED`), `DEADLINE_EXCEEDED` (`OPERATION_TIMED_OUT`), `ABORTED`
+        (`LIBVIRT_BUSY` and others), `ALREADY_EXISTS`, `UNAVAILABLE`, `PERMISSION_DENIED`
+        (`LIBVIRT_DENIED`), `UNIMPLEMENTED` (`LIBVIRT_UNSUPPORTED`) as Reboot.
         """
 
     @_abc_1.abstractmethod
