@@ -205,3 +205,27 @@ def test_after_it_events_are_heard_again(absence: Absence) -> None:
     absence.vms.until(guest, "PAUSED/PAUSED_BY_USER")
     assert absence.vms.force_off(guest).result == "DONE"
     absence.vms.until(guest, "STOPPED/FORCED")
+
+
+def test_a_process_that_bears_the_number_of_one_before_is_heard(
+    own_libvirtd: PrivateLibvirtd, own_guest: Guests
+) -> None:
+    """Where no guest runs as libvirtd starts, it counts processes from 1 again."""
+    with Daemon(own_libvirtd.uri, own_libvirtd.directory, settings=SETTINGS) as daemon:
+        with Watcher(daemon.target) as watcher:
+            guest = Vms(own_guest, daemon, watcher).up()
+        daemon.kill()
+        number = guest.domain.ID()
+        guest.domain.destroy()
+        own_libvirtd.stop()
+        own_libvirtd.start()
+        daemon.start()
+        with Watcher(daemon.target) as watcher:
+            vms = Vms(own_guest, daemon, watcher)
+            vms.until(guest, "STOPPED/UNKNOWN")
+            guest.domain.create()
+            assert guest.domain.ID() == number
+            vms.until(guest, "RUNNING/BOOTED")
+            guest.domain.reset()
+            vms.until(guest, "RUNNING/REBOOTED")
+            check_history(daemon.stub, watcher)

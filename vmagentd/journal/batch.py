@@ -30,6 +30,7 @@ from vmagentd.model import (
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from vmagentd.journal.era import Era
     from vmagentd.lifecycle.moves import Change
     from vmagentd.model import OperationId, RawPair, Source
 
@@ -65,19 +66,43 @@ class Context:
     undefined: bool = False
     # number of its last event: a query that began before it knows less
     last_event: int = 0
-    # in which time without a break of the link `trail` and `undefined` were learned
+    # number of the era in which `trail` and `undefined` were learned
     era: int = 0
 
-    def after(self, before: Vm | None, kind: TransitionKind, vm: Vm, *, heard: bool) -> Context:
-        """Return it as it is after a transition from *before* to *vm*."""
+    def after(
+        self, before: Vm | None, kind: TransitionKind, vm: Vm, *, heard: bool, seen: bool
+    ) -> Context:
+        """Return it as it is after a transition from *before* to *vm*.
+
+        Args:
+            before: the VM before it.
+            kind: what it changed.
+            vm: the VM after it.
+            heard: whether QEMU's own events are heard, and were since a survey.
+            seen: whether a query found *before* in this era.
+        """
         given_up, trail = self.given_up, self.trail
         if kind is TransitionKind.STATE:
             given_up = to_come(given_up, vm)
         if not vm.active or before is None or vm.incarnation != before.incarnation:
-            ended = before.run_id if before and before.active else trail.ended_run_id
             # whole: a process that came up since a survey did not see it
-            trail = Trail(whole=vm.active and heard, ended_run_id=ended)
+            trail = Trail(
+                whole=vm.active and heard,
+                run_id=vm.run_id,
+                ended_run_id=_ended_run(trail, before, vm, seen=seen),
+            )
         return replace(self, given_up=given_up, trail=trail)
+
+
+def _ended_run(trail: Trail, before: Vm | None, vm: Vm, *, seen: bool) -> int | None:
+    """Return the number of the process that has ended before *vm* became what it is.
+
+    One that was told before this era may be another process's in it, or the next one's.
+    """
+    ended = trail.ended_run_id
+    if before is not None and before.active and (seen or before.run_id == trail.run_id):
+        ended = before.run_id
+    return None if ended == vm.run_id else ended
 
 
 NO_CONTEXT: Final = Context()
@@ -89,12 +114,7 @@ class Batch:
 
     head: Revision
     link: Link
-    # counts the links that were lost: what was heard before the last loss proves nothing now
-    era: int
-    # the youngest link that was lost: a survey that went through it ends no blindness
-    lost_link: int
-    # whether QEMU's own events are heard, and were since a survey
-    heard: bool
+    era: Era
     # the host's boot; None before it was told
     boot_id: str | None
     host_going_down: bool
@@ -146,17 +166,14 @@ class Batch:
 
     def link_up(self, survey: Survey) -> None:
         """Libvirt has answered in full, through a link."""
-        if survey.link > self.lost_link:
+        if survey.link > self.era.lost_link:
             self.link = Link(connected=True, last_survey_time=survey.begin_time)
             self.links.append(self.link)
-            self.heard = survey.monitored
+            self.era = replace(self.era, heard=survey.monitored)
 
     def link_lost(self, lost: LinkLost) -> None:
         """Libvirt cannot be asked any more."""
-        self.lost_link = max(self.lost_link, lost.link)
-        # from here on something may go unheard
-        self.heard = False
-        self.era += 1
+        self.era = self.era.after_loss(lost.link)
         if self.link.connected:
             self.link = replace(
                 self.link, connected=False, blind_since=lost.time, cause=lost.cause

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmagentd.failpoints import failpoint
 from vmagentd.journal.batch import NO_CONTEXT, Batch, Context
+from vmagentd.journal.era import Era
 from vmagentd.lifecycle.events import on_event
 from vmagentd.lifecycle.moves import give_up
 from vmagentd.lifecycle.sightings import confirm, on_absence, on_host_boot, on_sighting
@@ -70,9 +71,7 @@ class Fold:
             context = self._contexts.get(operation.vm, NO_CONTEXT)
             self._contexts[operation.vm] = replace(context, operation=operation)
         self._queried: dict[VmUuid, int] = {}
-        self._era = 0
-        self._lost_link = -1
-        self._heard = False
+        self._era = Era()
         self._host_going_down = False
 
     def apply(self, facts: Iterable[Fact]) -> Batch:
@@ -108,8 +107,8 @@ class Fold:
         self._vms |= batch.vms
         self._contexts |= batch.contexts
         self._queried |= batch.queried
-        self._era, self._lost_link, self._heard = batch.era, batch.lost_link, batch.heard
-        self.boot_id, self._host_going_down = batch.boot_id, batch.host_going_down
+        self._era, self.boot_id = batch.era, batch.boot_id
+        self._host_going_down = batch.host_going_down
 
     def gone(self, *, after: Revision, until: Revision) -> list[Vm]:
         """Return the VMs that are gone since a revision of that range, and asked for nothing."""
@@ -150,8 +149,6 @@ class Fold:
             head=self.head,
             link=self.link,
             era=self._era,
-            lost_link=self._lost_link,
-            heard=self._heard,
             boot_id=self.boot_id,
             host_going_down=self._host_going_down,
         )
@@ -166,7 +163,9 @@ class Fold:
         undefined = event.kind is EventKind.UNDEFINED or (
             context.undefined and event.kind is not EventKind.DEFINED
         )
-        context = replace(context, last_event=event.number, undefined=undefined)
+        if event.run_id not in {None, trail.ended_run_id}:
+            trail = replace(trail, run_id=event.run_id)
+        context = replace(context, trail=trail, last_event=event.number, undefined=undefined)
         batch.contexts[event.vm] = context
         trail = replace(trail, host_going_down=batch.host_going_down, given_up=context.given_up)
         verdict = on_event(self._vm(event.vm, batch), event, operation, trail)
@@ -178,8 +177,10 @@ class Fold:
 
     def _on_query(self, query: Query, batch: Batch) -> None:
         context = self._context(query.vm, batch)
-        last_query = batch.queried.get(query.vm) or self._queried.get(query.vm, 0)
-        if context.last_event > query.after_event or last_query > query.number:
+        if (
+            context.last_event > query.after_event
+            or self._last_query(query.vm, batch) > query.number
+        ):
             # An event is younger than the answer, or a query is that came back before it. Which of
             # two queries saw the later state nobody knows: ask again.
             batch.doubts.add(query.vm)
@@ -205,9 +206,10 @@ class Fold:
             return  # never heard of, and not there
         if verdict is None:
             return
-        batch.queried[query.vm] = query.number
         for change in verdict.changes:
             self._append(batch, change, time, query.source)
+        batch.queried[query.vm] = query.number
+        batch.era = batch.era.after_query(query.number)
         self._conclude(query.vm, time, batch)
         after = self._vm(query.vm, batch)
         if after is not None:
@@ -305,9 +307,12 @@ class Fold:
 
     def _context(self, uuid: VmUuid, batch: Batch) -> Context:
         context = batch.contexts.get(uuid) or self._contexts.get(uuid) or NO_CONTEXT
-        if context.era != batch.era:
-            context = replace(context, trail=NO_TRAIL, undefined=False, era=batch.era)
+        if context.era != batch.era.number:
+            context = replace(context, trail=NO_TRAIL, undefined=False, era=batch.era.number)
         return context
+
+    def _last_query(self, uuid: VmUuid, batch: Batch) -> int:
+        return batch.queried.get(uuid) or self._queried.get(uuid, 0)
 
     def _gone(self, uuid: VmUuid, batch: Batch) -> bool:
         vm = self._vm(uuid, batch)
@@ -334,4 +339,10 @@ class Fold:
             operation=operation,
         )
         context = self._context(vm.uuid, batch)
-        batch.contexts[vm.uuid] = context.after(before, change.kind, vm, heard=batch.heard)
+        batch.contexts[vm.uuid] = context.after(
+            before,
+            change.kind,
+            vm,
+            heard=batch.era.heard,
+            seen=batch.era.has(self._last_query(vm.uuid, batch)),
+        )

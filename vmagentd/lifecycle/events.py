@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from vmagentd.lifecycle.moves import COARSER, Change, To, Verdict, move
-from vmagentd.lifecycle.trails import NO_TRAIL, TRACES, Trail, who_reset
+from vmagentd.lifecycle.trails import NO_TRAIL, TRACES, Trail, is_of_ended_run, who_reset
 from vmagentd.model import (
     UNKNOWN_INITIATOR,
     Event,
@@ -206,7 +206,9 @@ def on_event(
     if event.kind in _DEFINITION:
         return _on_definition_event(vm, event)
     another_run = vm is not None and _is_another_run(vm, event)
-    if _is_of_ended_run(event, trail) or (another_run and event.kind in _ENDS):
+    # of a process that has ended the end is told all the same: its reason may be the better one
+    old = event.kind not in _STOPPED and is_of_ended_run(event, trail)
+    if old or (another_run and event.kind in _ENDS):
         return Verdict(doubt=True)
     standing = _OFF if vm is None or another_run or not vm.active else STANDINGS[vm.state]
     if vm is not None and event.kind is EventKind.REBOOT and standing not in {_OFF, _DEAD}:
@@ -258,15 +260,6 @@ def _newborn(event: Event) -> Vm:
 
 def _is_another_run(vm: Vm, event: Event) -> bool:
     return vm.active and None not in {event.run_id, vm.run_id} and event.run_id != vm.run_id
-
-
-def _is_of_ended_run(event: Event, trail: Trail) -> bool:
-    """Whether *event* is older than the end of its process, which a faster query has seen.
-
-    The end itself is told all the same: its reason may be the better one.
-    """
-    known = event.run_id is not None and event.kind not in _STOPPED
-    return known and event.run_id == trail.ended_run_id
 
 
 def _differ(before: Vm, after: Vm) -> bool:

@@ -93,7 +93,9 @@ class Trail:
     finished: bool = False
     # who reset the guest last
     reset_by: Initiator | None = None
-    # libvirt's number of the process before this one: what is still heard of that is old
+    # libvirt's number of it, if an event told it
+    run_id: int | None = None
+    # the number of the process before this one: what is still heard of that is old
     ended_run_id: int | None = None
     # whether the host is going down: then it, or what it runs for that, stops its VMs
     host_going_down: bool = False
@@ -104,8 +106,15 @@ class Trail:
 NO_TRAIL: Final = Trail()
 
 
+def is_of_ended_run(event: Event, trail: Trail) -> bool:
+    """Whether *event* is of a process that has ended, which a faster query has seen."""
+    return event.run_id is not None and event.run_id == trail.ended_run_id
+
+
 def follow(trail: Trail, event: Event, operation: Operation | None) -> Trail:
     """Return *trail* after *event*, which is one of TRACES, while *operation* is under way."""
+    if is_of_ended_run(event, trail):
+        return trail
     match event.kind:
         case EventKind.AGENT_CONNECTED:
             trail = replace(trail, agent=True)

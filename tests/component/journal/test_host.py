@@ -71,6 +71,23 @@ class TestBoot:
             vm = journal.vms[uuid(1)]
             assert (vm.state, vm.incarnation) == (VmState.RUNNING, 2)
 
+    async def test_the_one_that_bears_the_same_number_is_heard(self, opened: Open) -> None:
+        async with opened() as journal:
+            await journal.append(booted("first"))
+            await journal.append(survey(sighting(1)))
+        async with opened() as journal:
+            await journal.append(booted("second"))
+            await journal.append(survey(sighting(1, VmState.STOPPED)))
+            head = journal.head
+            for number, kind in enumerate(
+                (EventKind.RESUMED_UNPAUSED, EventKind.STARTED_BOOTED, EventKind.REBOOT), start=1
+            ):
+                await journal.append(event(number, kind=kind))
+            assert [(t.kind, t.vm.reason) for t in await journal.page(head)] == [
+                (TransitionKind.STATE, Reason.BOOTED),
+                (TransitionKind.REBOOT, Reason.REBOOTED),
+            ]
+
     async def test_a_restart_of_the_daemon_alone_proves_nothing(self, opened: Open) -> None:
         async with opened() as journal:
             await journal.append(booted("first"))

@@ -16,6 +16,8 @@ from vmagentd.model import (
     Answered,
     Event,
     EventKind,
+    HostBooted,
+    HostGoingDown,
     Link,
     LinkLost,
     Operation,
@@ -72,7 +74,9 @@ OFF = frozenset({VmState.STOPPED, VmState.SAVED, VmState.MIGRATED_AWAY, VmState.
 class Story:
     """What happened so far, and what came of it."""
 
-    def __init__(self, vms: tuple[Vm, ...] = (), *, uuid: VmUuid = VM) -> None:
+    def __init__(
+        self, vms: tuple[Vm, ...] = (), *, uuid: VmUuid = VM, boot_id: str | None = None
+    ) -> None:
         self.now = BEGIN
         self.head = Revision(max((vm.revision for vm in vms), default=0))
         self.uuid = uuid
@@ -88,7 +92,7 @@ class Story:
         self._fold = Fold(
             head=self.head,
             link=Link(connected=True),
-            boot_id=None,
+            boot_id=boot_id,
             vms=vms,
             operations=(),
             given_up={},
@@ -239,6 +243,14 @@ class Story:
         self.now += SECOND
         self._tell(LinkLost(time=self.now, cause="it ended", link=self.link))
         self.link += 1
+
+    def boot_host(self, boot_id: str) -> list[Transition]:
+        self.now += SECOND
+        return self._tell(HostBooted(time=self.now, boot_id=boot_id))
+
+    def shut_host_down(self, *, going_down: bool = True) -> None:
+        self.now += SECOND
+        self._tell(HostGoingDown(time=self.now, going_down=going_down))
 
     def accept(self, parameters: Parameters) -> Operation:
         self.now += SECOND

@@ -282,6 +282,28 @@ def test_a_restart_in_between_changes_no_state(
         assert alike == whole.vm
 
 
+@given(facts=FACTS, seen=st.booleans(), daemon=st.booleans(), run_id=st.sampled_from([1, 2, 3]))
+def test_a_process_that_starts_is_heard_whatever_bore_its_number(
+    facts: list[tuple[EventKind, int | None]], run_id: int, *, seen: bool, daemon: bool
+) -> None:
+    """Where the link broke, or the daemon ended, libvirtd may have begun to count anew."""
+    story = Story()
+    for kind, each in facts:
+        story.hear(kind, each)
+    if seen:
+        story.see("RUNNING", "BOOTED", run_id)
+    if daemon and story.known:
+        story = Story((story.vm,))
+    else:
+        story.lose_link()
+    story.survey(story.sighting("STOPPED", "UNKNOWN"))
+    boots = story.vm.incarnation
+    for kind in (EventKind.RESUMED_UNPAUSED, EventKind.STARTED_BOOTED, EventKind.REBOOT):
+        story.hear(kind, run_id)
+    assert (story.vm.state, story.vm.reason) == (VmState.RUNNING, Reason.REBOOTED)
+    assert story.vm.incarnation == boots + 1
+
+
 @given(facts=FACTS)
 def test_traces_tell_who_and_never_what(facts: list[tuple[EventKind, int | None]]) -> None:
     with_traces, without = Story(), Story()

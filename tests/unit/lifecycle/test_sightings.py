@@ -111,12 +111,81 @@ class TestFasterThanItsEvents:
         assert story.doubts == {story.uuid}
         assert told(story.hear("SUSPENDED_PAUSED", 2)) == ["PAUSED/PAUSED_BY_USER on #2"]
 
-    def test_after_a_break_of_the_link_numbers_begin_anew(self) -> None:
+    def test_nor_do_they_tell_who_ends_it(self) -> None:
+        story = Story()
+        story.survey(story.sighting("RUNNING", "BOOTED", 1), monitored=True)
+        story.see("RUNNING", "BOOTED", 2)
+        story.hear("POWER_BUTTON", 1)
+        story.hear("SHUTDOWN_GUEST", 2)
+        assert story.vm.initiator.kind is InitiatorKind.GUEST
+
+
+class TestNumbersBeginAnew:
+    """libvirtd counts processes from 1 again where none ran as it started: so does each host.
+
+    What is heard of the next process is not taken for old news of one of the same number.
+    """
+
+    def hear_all(self, story: Story) -> None:
+        before = len(story.transitions)
+        for kind in ("RESUMED_UNPAUSED", "STARTED_BOOTED", "REBOOT", "SUSPENDED_PAUSED"):
+            story.hear(kind, 1)
+        assert told(story.transitions[before:]) == [
+            "RUNNING/BOOTED on #2",
+            "REBOOT: RUNNING/REBOOTED on #2",
+            "PAUSED/PAUSED_BY_USER on #2",
+        ]
+
+    def test_after_an_end_that_was_heard(self) -> None:
         story = running()
-        story.hear("STOPPED_FAILED", 1)
+        story.hear("STOPPED_DESTROYED", 1)
         story.lose_link()
-        story.survey(story.sighting("CRASHED", "PROCESS_DIED"))
-        assert told(story.hear("RESUMED_UNPAUSED", 1)) == ["RUNNING/BOOTED on #2 crashes=1"]
+        story.survey(story.sighting("STOPPED", "UNKNOWN"))
+        self.hear_all(story)
+
+    @pytest.mark.parametrize("looks", [0, 1])
+    def test_after_one_that_came_while_libvirtd_was_away(self, looks: int) -> None:
+        story = running()
+        for _ in range(looks):
+            story.see("RUNNING", "BOOTED", 1)
+        story.lose_link()
+        story.survey(story.sighting("STOPPED", "UNKNOWN"))
+        self.hear_all(story)
+
+    def test_after_one_that_came_while_no_daemon_was_there(self) -> None:
+        story = Story((running().vm,))
+        story.survey(story.sighting("STOPPED", "UNKNOWN"))
+        self.hear_all(story)
+
+    def test_after_a_boot_of_the_host(self) -> None:
+        story = Story((running().vm,), boot_id="one")
+        story.boot_host("two")
+        assert told(story.transitions[-1:]) == ["STOPPED/HOST_REBOOTED off #1"]
+        story.survey(story.sighting("STOPPED", "UNKNOWN"))
+        self.hear_all(story)
+
+    def test_even_if_nobody_saw_that_they_do(self) -> None:
+        """An answer that came through the old link a moment after that was lost, say."""
+        story = running()
+        story.lose_link()
+        story.see("RUNNING", "BOOTED", 1)
+        story.survey(story.sighting("STOPPED", "UNKNOWN"))
+        assert not story.hear("RESUMED_UNPAUSED", 1)
+        assert story.doubts
+        story.see("RUNNING", "BOOTED", 1)
+        assert told(story.hear("REBOOT", 1)) == ["REBOOT: RUNNING/REBOOTED on #2"]
+
+    @pytest.mark.parametrize("heard", [False, True])
+    def test_but_what_was_told_since_then_is_old(self, heard: bool) -> None:  # noqa: FBT001
+        story = running()
+        story.lose_link()
+        if heard:
+            story.hear("SUSPENDED_PAUSED", 1)
+        else:
+            story.see("RUNNING", "BOOTED", 1)
+        story.see("STOPPED", "FORCED")
+        assert not story.hear("RESUMED_UNPAUSED", 1)
+        assert not story.vm.active
 
 
 class TestLeftAlone:
