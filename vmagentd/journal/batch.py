@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from vmagentd.lifecycle.moves import to_come
 from vmagentd.lifecycle.steps import told_phase
-from vmagentd.lifecycle.trails import NO_TRAIL, GivenUp, Trail
 from vmagentd.model import (
     Answered,
     Event,
@@ -22,7 +20,6 @@ from vmagentd.model import (
     Revision,
     Survey,
     Transition,
-    TransitionKind,
     Vm,
     VmUuid,
 )
@@ -30,6 +27,7 @@ from vmagentd.model import (
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from vmagentd.journal.context import Context
     from vmagentd.journal.era import Era
     from vmagentd.lifecycle.moves import Change
     from vmagentd.model import OperationId, RawPair, Source
@@ -46,66 +44,6 @@ Fact: TypeAlias = (
     | HostBooted
     | HostGoingDown
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
-    """What the next fact on a VM is judged by, beside the VM itself."""
-
-    # the one under way
-    operation: Operation | None = None
-    # libvirt has done what that asked for last
-    answered: bool = False
-    # the one that ended last: a step of it may have been on its way
-    ended: OperationId | None = None
-    # what was heard of its hypervisor process, if it is active
-    trail: Trail = NO_TRAIL
-    # what libvirt was asked for by earlier ones may come yet, in whichever process
-    given_up: tuple[GivenUp, ...] = ()
-    # its definition was removed while somebody listened
-    undefined: bool = False
-    # number of its last event: a query that began before it knows less
-    last_event: int = 0
-    # number of the era in which `trail` and `undefined` were learned
-    era: int = 0
-
-    def after(
-        self, before: Vm | None, kind: TransitionKind, vm: Vm, *, heard: bool, seen: bool
-    ) -> Context:
-        """Return it as it is after a transition from *before* to *vm*.
-
-        Args:
-            before: the VM before it.
-            kind: what it changed.
-            vm: the VM after it.
-            heard: whether QEMU's own events are heard, and were since a survey.
-            seen: whether a query found *before* in this era.
-        """
-        given_up, trail = self.given_up, self.trail
-        if kind is TransitionKind.STATE:
-            given_up = to_come(given_up, vm)
-        if not vm.active or before is None or vm.incarnation != before.incarnation:
-            # whole: a process that came up since a survey did not see it
-            trail = Trail(
-                whole=vm.active and heard,
-                run_id=vm.run_id,
-                ended_run_id=_ended_run(trail, before, vm, seen=seen),
-            )
-        return replace(self, given_up=given_up, trail=trail)
-
-
-def _ended_run(trail: Trail, before: Vm | None, vm: Vm, *, seen: bool) -> int | None:
-    """Return the number of the process that has ended before *vm* became what it is.
-
-    One that was told before this era may be another process's in it, or the next one's.
-    """
-    ended = trail.ended_run_id
-    if before is not None and before.active and (seen or before.run_id == trail.run_id):
-        ended = before.run_id
-    return None if ended == vm.run_id else ended
-
-
-NO_CONTEXT: Final = Context()
 
 
 @dataclass(slots=True, kw_only=True)

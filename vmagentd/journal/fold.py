@@ -11,13 +11,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmagentd.failpoints import failpoint
-from vmagentd.journal.batch import NO_CONTEXT, Batch, Context
+from vmagentd.journal.batch import Batch
+from vmagentd.journal.context import NO_CONTEXT, Context
 from vmagentd.journal.era import Era
 from vmagentd.lifecycle.events import on_event
-from vmagentd.lifecycle.moves import give_up
 from vmagentd.lifecycle.sightings import confirm, on_absence, on_host_boot, on_sighting
 from vmagentd.lifecycle.steps import concluded, joined, on_operation, still_joined
-from vmagentd.lifecycle.trails import NO_TRAIL, TRACES, Trail, after_operation, follow, left_open
+from vmagentd.lifecycle.trails import NO_TRAIL, TRACES, Trail, follow
 from vmagentd.model import (
     Answered,
     Event,
@@ -28,7 +28,6 @@ from vmagentd.model import (
     Link,
     LinkLost,
     Operation,
-    OperationPhase,
     Query,
     RawPair,
     Refusal,
@@ -246,25 +245,12 @@ class Fold:
         if context.ended == operation.id:
             return
         batch.operations[operation.id] = operation
-        before = context.operation
-        if operation.phase.final:
-            context = replace(context, operation=None, answered=False, ended=operation.id)
-        else:
-            # what is said of a guest that was asked says nothing of one that is forced off
-            answered = context.answered and operation.phase is not OperationPhase.FORCING
-            context = replace(context, operation=operation, answered=answered)
         vm = self._vm(operation.vm, batch)
         if vm is None:
             message = f"operation {operation.id} on VM {operation.vm}, which was never recorded"
             raise AssertionError(message)
+        batch.contexts[operation.vm] = context.after_step(operation, vm)
         time = operation.steps[-1].time
-        if before is not None and left_open(operation):
-            given_up = give_up(context.given_up, before, time=time)
-            context = replace(context, given_up=given_up)
-        if operation.phase.final and vm.active:
-            trail = after_operation(context.trail, operation, time=time)
-            context = replace(context, trail=trail)
-        batch.contexts[operation.vm] = context
         change = on_operation(vm, operation, time=time)
         if change is not None:
             self._append(batch, change, time, Source.OPERATION, operation=operation)
@@ -307,9 +293,7 @@ class Fold:
 
     def _context(self, uuid: VmUuid, batch: Batch) -> Context:
         context = batch.contexts.get(uuid) or self._contexts.get(uuid) or NO_CONTEXT
-        if context.era != batch.era.number:
-            context = replace(context, trail=NO_TRAIL, undefined=False, era=batch.era.number)
-        return context
+        return context.within(batch.era)
 
     def _last_query(self, uuid: VmUuid, batch: Batch) -> int:
         return batch.queried.get(uuid) or self._queried.get(uuid, 0)
