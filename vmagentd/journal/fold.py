@@ -166,8 +166,8 @@ class Fold:
             trail = replace(trail, run_id=event.run_id)
         context = replace(context, trail=trail, last_event=event.number, undefined=undefined)
         batch.contexts[event.vm] = context
-        trail = replace(trail, host_going_down=batch.host_going_down, given_up=context.given_up)
-        verdict = on_event(self._vm(event.vm, batch), event, operation, trail)
+        known = self._beside(trail, context, batch)
+        verdict = on_event(self._vm(event.vm, batch), event, operation, known)
         for change in verdict.changes:
             self._append(batch, change, event.observe_time, Source.EVENT, raw_event=event.raw)
         self._conclude(event.vm, event.observe_time, batch)
@@ -188,8 +188,9 @@ class Fold:
         operation = context.operation
         verdict: Verdict | None
         if seen is not None:
-            # what was heard before does not tell why it is so now
-            trail = Trail(given_up=context.given_up) if context.given_up else NO_TRAIL
+            trail = NO_TRAIL  # what was heard before does not tell why it is so now
+            if context.given_up or batch.host_going_down:
+                trail = self._beside(trail, context, batch)
             verdict = on_sighting(
                 vm, seen, time=time, source=query.source, operation=operation, trail=trail
             )
@@ -294,6 +295,10 @@ class Fold:
     def _context(self, uuid: VmUuid, batch: Batch) -> Context:
         context = batch.contexts.get(uuid) or self._contexts.get(uuid) or NO_CONTEXT
         return context.within(batch.era)
+
+    def _beside(self, trail: Trail, context: Context, batch: Batch) -> Trail:
+        """Return *trail* with what is not of one process."""
+        return replace(trail, host_going_down=batch.host_going_down, given_up=context.given_up)
 
     def _last_query(self, uuid: VmUuid, batch: Batch) -> int:
         return batch.queried.get(uuid) or self._queried.get(uuid, 0)

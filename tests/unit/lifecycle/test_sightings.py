@@ -328,6 +328,42 @@ class TestNews:
         assert off.vm.initiator.operation_id == operation.id
 
 
+class TestHostGoingDown:
+    """A query may be faster than the events of what the host does to its VMs."""
+
+    ENDS = (
+        ("SAVED", "SAVED", "STOPPED_SAVED"),
+        ("STOPPED", "FORCED", "STOPPED_DESTROYED"),
+        ("STOPPED", "CLEAN_SHUTDOWN", "STOPPED_SHUTDOWN"),
+    )
+
+    @pytest.mark.parametrize(("state", "reason", "event"), ENDS)
+    def test_what_a_query_finds_is_its_doing_too(
+        self, state: str, reason: str, event: str
+    ) -> None:
+        story = running()
+        story.shut_host_down()
+        story.see(state, reason)
+        assert story.vm.initiator.kind is InitiatorKind.HOST_SHUTDOWN
+        story.hear(event)
+        assert story.vm.initiator.kind is InitiatorKind.HOST_SHUTDOWN
+
+    @pytest.mark.parametrize(("state", "reason", "event"), ENDS)
+    def test_not_if_it_was_called_off(self, state: str, reason: str, event: str) -> None:
+        story = running()
+        story.shut_host_down()
+        story.shut_host_down(going_down=False)
+        story.see(state, reason)
+        story.hear(event)
+        assert story.vm.initiator.kind is not InitiatorKind.HOST_SHUTDOWN
+
+    def test_nor_of_a_process_that_died(self) -> None:
+        story = running()
+        story.shut_host_down()
+        story.see("CRASHED", "PROCESS_DIED")
+        assert story.vm.initiator.kind is InitiatorKind.UNKNOWN
+
+
 class TestYoungerEvents:
     def test_a_query_that_began_before_an_event_changes_nothing_and_is_asked_again(self) -> None:
         story = running()
