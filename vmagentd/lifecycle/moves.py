@@ -10,7 +10,14 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from vmagentd.lifecycle.trails import CALL_COUNTS, NO_TRAIL, GivenUp, Trail, who_shut_down
+from vmagentd.lifecycle.trails import (
+    CALL_COUNTS,
+    NO_TRAIL,
+    NOT_ASKED,
+    GivenUp,
+    Trail,
+    who_shut_down,
+)
 from vmagentd.model import (
     UNKNOWN_INITIATOR,
     Initiator,
@@ -98,9 +105,6 @@ _BY_PAUSE = frozenset({Reason.PAUSED_BY_USER})
 _BY_RESUME = frozenset({Reason.UNPAUSED, Reason.WOKE_UP})
 _BY_STOP = frozenset({Reason.GUEST_SHUTDOWN, Reason.CLEAN_SHUTDOWN})
 _BY_FORCE = frozenset({Reason.HOST_TERMINATION, Reason.FORCED})
-
-# Phases in which libvirt was not asked for anything yet.
-_NOT_ASKED = frozenset({OperationPhase.ACCEPTED, OperationPhase.QUEUED})
 
 # What a host that goes down does to its VMs: libvirt-guests saves them, or asks the guests; the
 # service manager ends what is left.
@@ -241,7 +245,7 @@ def _explained(operation: Operation) -> frozenset[Reason]:
     A guest that obeys our power button and one that shuts down by itself look the same in
     libvirt; what tells them apart is the operation, whose step was committed before the press.
     """
-    if operation.phase in _NOT_ASKED:
+    if operation.phase in NOT_ASKED:
         return frozenset()
     match operation.parameters:
         case StartParameters():

@@ -39,6 +39,9 @@ PRESS_COUNTS: Final = timedelta(minutes=10)
 # As long for what an operation that was given up had asked libvirt for.
 CALL_COUNTS: Final = timedelta(minutes=10)
 
+# Phases in which libvirt was not asked for anything yet.
+NOT_ASKED: Final = frozenset({OperationPhase.ACCEPTED, OperationPhase.QUEUED})
+
 # How an operation fails before libvirt has answered.
 _UNANSWERED: Final = frozenset(
     error.__name__
@@ -60,9 +63,6 @@ TRACES: Final = frozenset({
     EventKind.RESET_BY_GUEST,
     EventKind.RESET_BY_HOST,
 })  # fmt: skip
-
-# What presses the power button of a guest.
-_PRESSERS: Final = frozenset({OperationVerb.STOP, OperationVerb.REBOOT})
 
 _GUEST = Initiator(kind=InitiatorKind.GUEST)
 _OUT_OF_BAND = Initiator(kind=InitiatorKind.OUT_OF_BAND)
@@ -139,8 +139,8 @@ def follow(trail: Trail, event: Event, operation: Operation | None) -> Trail:
 def after_operation(trail: Trail, operation: Operation, *, time: datetime) -> Trail:
     """Return *trail* after *operation* ended at *time* and left the VM up."""
     succeeded = operation.phase is OperationPhase.SUCCEEDED
-    asked = operation.verb in _PRESSERS and not succeeded
-    return replace(trail, press_end_time=time) if asked else trail
+    may_count = _has_pressed(operation) and not succeeded
+    return replace(trail, press_end_time=time) if may_count else trail
 
 
 def left_open(operation: Operation) -> bool:
@@ -160,7 +160,8 @@ def who_shut_down(trail: Trail, *, time: datetime) -> Initiator:
 
 def who_reset(trail: Trail, operation: Operation | None) -> Initiator:
     """Return who reset the guest last, while *operation* is under way."""
-    if operation is not None and operation.verb is OperationVerb.REBOOT:
+    rebooting = operation is not None and operation.verb is OperationVerb.REBOOT
+    if operation is not None and rebooting and operation.phase not in NOT_ASKED:
         # an agent resets its guest from inside: it looks like the guest's own wish
         return _client(operation)
     return trail.reset_by or UNKNOWN_INITIATOR
@@ -170,8 +171,13 @@ def _client(operation: Operation) -> Initiator:
     return Initiator(kind=InitiatorKind.CLIENT, actor=operation.actor, operation_id=operation.id)
 
 
+def _has_pressed(operation: Operation) -> bool:
+    """Whether *operation* has asked the guest: that is committed before the button is pressed."""
+    return any(step.phase is OperationPhase.SIGNALLED for step in operation.steps)
+
+
 def _presser(trail: Trail, event: Event, operation: Operation | None) -> Initiator:
-    if operation is not None and operation.verb in _PRESSERS:
+    if operation is not None and _has_pressed(operation):
         return _client(operation)
     ended = trail.press_end_time
     if ended is not None and abs(event.observe_time - ended) <= PRESS_COUNTS:

@@ -27,6 +27,7 @@ from vmagentd.model import (
     Initiator,
     InitiatorKind,
     OperationFailure,
+    OperationId,
     OperationPhase,
     Parameters,
     Source,
@@ -441,6 +442,51 @@ def test_what_comes_before_libvirt_is_asked_is_not_the_clients(
     story.accept(parameters)
     story.hear(event, 1)
     assert story.vm.initiator.kind is not InitiatorKind.CLIENT
+
+
+@pytest.mark.parametrize(
+    ("parameters", "events", "who"),
+    [
+        (REBOOT, ["RESET_BY_GUEST", "REBOOT"], InitiatorKind.GUEST),
+        (FORCED_REBOOT, ["RESET_BY_HOST", "REBOOT"], InitiatorKind.OUT_OF_BAND),
+        (
+            REBOOT,
+            ["POWER_BUTTON", "GUEST_FINISHED", "RESET_BY_HOST", "REBOOT"],
+            InitiatorKind.OUT_OF_BAND,
+        ),
+        (STOP, ["POWER_BUTTON", "SHUTDOWN_GUEST"], InitiatorKind.OUT_OF_BAND),
+    ],
+)
+def test_nor_is_what_began_before_it(
+    parameters: Parameters, events: list[str], who: InitiatorKind
+) -> None:
+    story = up()
+    story.accept(parameters)
+    for event in events:
+        story.hear(event, 1)
+    assert story.vm.initiator.kind is who
+
+
+def test_a_press_is_not_that_of_force() -> None:
+    story = up()
+    story.begin(FORCED_REBOOT)
+    story.hear("POWER_BUTTON", 1)
+    reboot = story.kept[OperationId("op-1")]
+    story.finish(reboot, failure=OperationFailure(error="LibvirtRefused", message=""))
+    story.hear("SHUTDOWN_GUEST", 1)
+    assert story.vm.initiator.kind is InitiatorKind.OUT_OF_BAND
+
+
+@pytest.mark.parametrize("parameters", [STOP, REBOOT, FORCED_STOP])
+def test_nor_is_one_that_comes_after_an_operation_that_never_pressed(
+    parameters: Parameters,
+) -> None:
+    story = up()
+    operation = story.begin(parameters) if parameters is FORCED_STOP else story.accept(parameters)
+    story.finish(operation, failure=OperationFailure(error="LibvirtRefused", message=""))
+    story.hear("POWER_BUTTON", 1)
+    story.hear("SHUTDOWN_GUEST", 1)
+    assert story.vm.initiator.kind is InitiatorKind.OUT_OF_BAND
 
 
 def test_a_start_that_somebody_else_began_is_not_the_clients() -> None:
