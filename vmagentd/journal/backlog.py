@@ -1,7 +1,8 @@
 """Facts that wait for the disk.
 
-Kept in order up to a bound. Of what comes after it a VM's events are folded into one doubt: once
-the disk is back libvirt is asked about that VM, and the difference is recorded, late. Refusals
+Kept in order up to a bound. Of what comes after it a VM's events are folded into one fact: that
+they were lost. Once the disk is back libvirt is asked about that VM, and the difference is
+recorded, late. Refusals
 beyond a bound of their own are only counted. What tells the same again is not kept. All other
 facts have somebody who waits for them, and so their own bound.
 """
@@ -12,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from vmagentd.model import Event, HostGoingDown, LinkLost, Refusal
+from vmagentd.model import Event, EventsLost, HostGoingDown, LinkLost, Refusal
 
 if TYPE_CHECKING:
     import asyncio
@@ -43,8 +44,8 @@ class Backlog:
         self._max_events = max_events
         self._entries: deque[Entry] = deque()
         self._events = 0
-        # VMs whose later events were dropped: none of them is kept after the first
-        self.doubts: set[VmUuid] = set()
+        # the last event of each VM that was dropped: none of the VM's is kept after the first
+        self._lost: dict[VmUuid, int] = {}
         self._refusals = 0
         # how many could not be kept
         self.lost_refusals = 0
@@ -55,6 +56,11 @@ class Backlog:
         return len(self._entries)
 
     @property
+    def lost(self) -> list[EventsLost]:
+        """What could not be kept. It comes after all that waits."""
+        return [EventsLost(vm=vm, until_event=number) for vm, number in self._lost.items()]
+
+    @property
     def facts(self) -> Iterator[Fact]:
         """All facts that wait, in order."""
         return (entry.fact for entry in self._entries)
@@ -62,8 +68,8 @@ class Backlog:
     def add(self, entry: Entry) -> None:
         """Keep *entry*, or what is to be remembered of it."""
         match entry.fact:
-            case Event() as event if event.vm in self.doubts or self._events >= self._max_events:
-                self.doubts.add(event.vm)
+            case Event() as event if event.vm in self._lost or self._events >= self._max_events:
+                self._lost[event.vm] = event.number
                 return
             case Event():
                 self._events += 1

@@ -9,6 +9,7 @@ from vmagentd.lifecycle.steps import told_phase
 from vmagentd.model import (
     Answered,
     Event,
+    EventsLost,
     HostBooted,
     HostGoingDown,
     JoinedRequest,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 Fact: TypeAlias = (
     Event
+    | EventsLost
     | LinkLost
     | Survey
     | Query

@@ -32,6 +32,8 @@ class Context:
     undefined: bool = False
     # number of its last event: a query that began before it knows less
     last_event: int = 0
+    # events of it were lost, and no query has told since what came of it
+    lost: bool = False
     # number of the era in which `trail` and `undefined` were learned
     era: int = 0
 
@@ -53,7 +55,7 @@ class Context:
         if not vm.active or before is None or vm.incarnation != before.incarnation:
             # whole: a process that came up since a survey did not see it
             trail = Trail(
-                whole=vm.active and heard,
+                whole=vm.active and heard and not self.lost,
                 run_id=vm.run_id,
                 ended_run_id=_ended_run(trail, before, vm, seen=seen),
             )
@@ -78,6 +80,14 @@ class Context:
             given_up=given_up,
             trail=trail,
         )
+
+    def after_loss(self, until_event: int) -> Context:
+        """Return it as it is once events, up to the one of that number, were lost.
+
+        As after a break of the link, what was heard before proves nothing now.
+        """
+        last_event = max(self.last_event, until_event)
+        return replace(self, trail=NO_TRAIL, undefined=False, last_event=last_event, lost=True)
 
     def within(self, era: Era) -> Context:
         """Return it as far as it counts in *era*."""

@@ -22,6 +22,7 @@ from vmagentd.model import (
     Answered,
     Event,
     EventKind,
+    EventsLost,
     HostBooted,
     HostGoingDown,
     JoinedRequest,
@@ -80,6 +81,10 @@ class Fold:
             match fact:
                 case Event():
                     self._on_event(fact, batch)
+                case EventsLost():
+                    context = self._context(fact.vm, batch)
+                    batch.contexts[fact.vm] = context.after_loss(fact.until_event)
+                    batch.doubts.add(fact.vm)
                 case Query():
                     self._on_query(fact, batch)
                 case Survey():
@@ -208,6 +213,9 @@ class Fold:
             return
         for change in verdict.changes:
             self._append(batch, change, time, query.source)
+        if context.lost:
+            context = self._context(query.vm, batch)
+            batch.contexts[query.vm] = replace(context, lost=False)
         batch.queried[query.vm] = query.number
         batch.era = batch.era.after_query(query.number)
         self._conclude(query.vm, time, batch)

@@ -109,12 +109,11 @@ class Records(ABC):
         )
 
     async def was_blind(self, since: datetime) -> bool:
-        """Whether libvirt could not be asked at some time after *since*, for an operation."""
-        return bool(
-            await self._reader.read(
-                Lane.OPERATIONS, rows.load_blind_intervals, since=since, until=None, limit=1
-            )
-        )
+        """Whether something may have gone unheard after *since*, for an operation.
+
+        Because libvirt could not be asked, or because the disk left no room for all events.
+        """
+        return await self._reader.read(Lane.OPERATIONS, rows.load_was_blind, since=since)
 
     async def operation(self, operation_id: OperationId) -> Operation | None:
         """Return one operation, as it is committed and shown."""

@@ -49,6 +49,8 @@ T = TypeVar("T")
 
 # Key in `meta`: all transitions after this revision are there.
 COMPACTED_TO: Final = "compacted_to"
+# Until when events were lost for the last time, for want of room on the disk.
+EVENTS_LOST: Final = "events_lost_until"
 
 
 def insert_transitions(db: SqliteDatabase, transitions: Iterable[Transition]) -> None:
@@ -275,6 +277,14 @@ def load_blind_intervals(
         )
         for row in query.order_by(BlindRow.id.desc()).limit(limit).execute(db)
     )
+
+
+def load_was_blind(db: SqliteDatabase, *, since: datetime) -> bool:
+    """Return whether something may have gone unheard after *since*: blind or not."""
+    lost_until = read_meta(db, EVENTS_LOST)
+    if lost_until is not None and int(lost_until) >= to_column(since):
+        return True
+    return bool(load_blind_intervals(db, since=since, until=None, limit=1))
 
 
 def _operations(

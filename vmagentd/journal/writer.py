@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmagentd import messages
 from vmagentd.errors import JournalUnusable
-from vmagentd.journal.backlog import Backlog
+from vmagentd.journal.backlog import Backlog, Entry
 from vmagentd.journal.commit import write_batch
 from vmagentd.journal.disk import (
     DATABASE_ERRORS,
@@ -30,8 +30,8 @@ from vmagentd.journal.file import set_aside
 from vmagentd.journal.inbox import MAX_BATCH, Inbox
 from vmagentd.journal.log import WriteAheadLog
 from vmagentd.journal.retention import LONG_STEP, STEP
-from vmagentd.journal.rows import write_meta
-from vmagentd.journal.schema import writing
+from vmagentd.journal.rows import EVENTS_LOST, write_meta
+from vmagentd.journal.schema import to_column, writing
 from vmagentd.model import LinkLost, Survey
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from peewee import SqliteDatabase
 
-    from vmagentd.journal.backlog import Entry
     from vmagentd.journal.disk import Ballast
     from vmagentd.journal.file import InUse
     from vmagentd.journal.fold import Fold
@@ -283,14 +282,15 @@ class Writer:
     def _catch_up(self, backlog: Backlog) -> None:
         self._overwrite()  # what waits may be nothing that is written
         self._in_use.check()
+        if backlog.lost:  # before all else: whoever waits for a commit may ask for this then
+            with writing(self._db):
+                write_meta(self._db, EVENTS_LOST, str(to_column(self._now())))
         while entries := backlog.next(MAX_BATCH):
             self._commit(entries)
             backlog.remove(len(entries))
             self._in_hand = len(backlog)
-        if backlog.doubts:
-            batch = self._fold.apply(())
-            batch.doubts |= backlog.doubts
-            self._tell.committed(batch, [])
+        if backlog.lost:
+            self._commit([Entry(each) for each in backlog.lost])
 
     def _overwrite(self) -> None:
         """Commit next to nothing, in the log's place of what could not be committed."""

@@ -154,6 +154,14 @@ class LinkLost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EventsLost:
+    """Some events of a VM could not be kept, up to the one of that number."""
+
+    vm: VmUuid
+    until_event: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostBooted:
     """The host's present boot, by the kernel's name for it.
 

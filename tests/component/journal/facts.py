@@ -78,7 +78,11 @@ def sighting(vm: int = 1, state: VmState = VmState.RUNNING) -> Sighting:
 
 
 def survey(
-    *sightings: Sighting, after_event: int = 0, link: int = 1, unreadable: tuple[VmUuid, ...] = ()
+    *sightings: Sighting,
+    after_event: int = 0,
+    link: int = 1,
+    unreadable: tuple[VmUuid, ...] = (),
+    monitored: bool = False,
 ) -> Survey:
     return Survey(
         sightings=sightings,
@@ -87,6 +91,7 @@ def survey(
         after_event=after_event,
         begin_time=BEGIN + 100 * SECOND,
         link=link,
+        monitored=monitored,
     )
 
 

@@ -8,6 +8,7 @@ import logging
 import shutil
 import sqlite3
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,15 @@ from vmagentd.errors import JournalUnusable, JournalUnwritable, StartupError
 from vmagentd.journal import backlog
 from vmagentd.journal.disk import BALLAST_BYTES, Ballast
 from vmagentd.lifecycle.steps import end, step
-from vmagentd.model import HistoryFilter, OperationOutcome, OperationPhase, Revision, VmState
+from vmagentd.model import (
+    EventKind,
+    HistoryFilter,
+    InitiatorKind,
+    OperationOutcome,
+    OperationPhase,
+    Revision,
+    VmState,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -148,8 +157,12 @@ class TestFullDisk:
 
     async def test_too_many_facts_become_doubts(self, opening: Open, disk: Disk) -> None:
         async with opening(disk.path / "state") as journal:
-            await journal.append(survey(sighting(1), sighting(2), sighting(3)))
+            off = sighting(3, VmState.STOPPED)
+            await journal.append(survey(sighting(1), sighting(2), off, monitored=True))
+            await journal.append(event(1, vm=3, kind=EventKind.STARTED_RUNNING))
             number = await exhausted(journal, disk)
+            began = datetime.now(UTC)
+            assert not await journal.was_blind(began)
             shown = journal.head
             for _ in range(backlog.MAX_EVENTS + 1000):
                 number += 1
@@ -161,6 +174,11 @@ class TestFullDisk:
             await journal.append(event(number + 1, vm=1))
             assert journal.take_doubts() >= {uuid(2), uuid(3)}
             assert journal.head - shown <= backlog.MAX_EVENTS + 1
+            # among them may be whatever tells who ends it
+            await journal.append(event(number + 2, vm=3, kind=EventKind.SHUTDOWN_GUEST))
+            assert journal.vms[uuid(3)].initiator.kind is InitiatorKind.UNKNOWN
+            assert await journal.was_blind(began)  # for a Reboot that waits for its event
+            assert not await journal.was_blind(datetime.now(UTC))
         check_history(disk.path / "state", journal.head)
 
     async def test_an_end_without_room_gives_up_what_waits(

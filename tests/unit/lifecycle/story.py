@@ -16,6 +16,7 @@ from vmagentd.model import (
     Answered,
     Event,
     EventKind,
+    EventsLost,
     HostBooted,
     HostGoingDown,
     Link,
@@ -243,6 +244,11 @@ class Story:
         self.now += SECOND
         self._tell(LinkLost(time=self.now, cause="it ended", link=self.link))
         self.link += 1
+
+    def lose_events(self, count: int = 1) -> None:
+        """Have so many events come that cannot be kept."""
+        self.events += count
+        self._tell(EventsLost(vm=self.uuid, until_event=self.events))
 
     def boot_host(self, boot_id: str) -> list[Transition]:
         self.now += SECOND

@@ -193,6 +193,13 @@ class Machine(RuleBasedStateMachine):
         self.story.lose_link()
         assert self.story.head == revision  # blindness is no change of a VM
 
+    @rule(count=st.integers(1, 3))
+    def lose_events(self, count: int) -> None:
+        revision = self.story.head
+        self.story.lose_events(count)
+        assert self.story.head == revision
+        assert self.story.uuid in self.story.doubts
+
     @precondition(lambda self: self.story.known and self.under_way is None)
     @rule(parameters=st.sampled_from([START, STOP, FORCED_STOP, REBOOT, PAUSE]))
     def accept(self, parameters: Parameters) -> None:
