@@ -58,7 +58,9 @@ def refuse_outlived(run: Run) -> None:
         raise OperationInterrupted(run.operation.vm, run.operation.id, anew=True)
 
 
-async def press(run: Run, ask: Callable[[VmUuid], Awaitable[AskMethod]]) -> AskMethod | None:
+async def press(
+    run: Run, ask: Callable[[VmUuid], Awaitable[AskMethod | None]]
+) -> AskMethod | None:
     """Ask the guest once. What cannot be said now is asked again at the next press.
 
     That it is being asked is committed before: of a daemon that ends in the middle, the next one

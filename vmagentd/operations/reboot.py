@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmagentd.errors import (
@@ -25,7 +26,7 @@ from vmagentd.operations.asking import grace_expired, press, refuse_outlived, re
 from vmagentd.operations.run import EVENT_DUE_S
 
 if TYPE_CHECKING:
-    from vmagentd.model import RebootParameters, Vm
+    from vmagentd.model import RebootParameters, Vm, VmUuid
     from vmagentd.operations.cursor import Cursor
     from vmagentd.operations.run import Run
 
@@ -112,8 +113,9 @@ async def _ask_guest(run: Run, parameters: RebootParameters) -> bool:
         if loop.time() >= next_press:
             method = None
             if run.vm.state is VmState.RUNNING:
+                ask = partial(_ask_again, run, begin_time) if asked else run.domains.reboot
                 asked = True
-                method = await press(run, run.domains.reboot)
+                method = await press(run, ask)
                 if method is AskMethod.DRIVER:  # it is done then, and no event tells
                     return True
             next_press = loop.time() + run.times.press_interval.total_seconds()
@@ -124,6 +126,16 @@ async def _ask_guest(run: Run, parameters: RebootParameters) -> bool:
         if await _rebooted(run, cursor, until=_wake(run, next_press)):
             return True
     return False
+
+
+async def _ask_again(run: Run, since: datetime, vm: VmUuid) -> AskMethod | None:
+    """Ask the guest once more, unless it has rebooted meanwhile, or may have since *since*.
+
+    The press was committed before, and that may have waited for the disk.
+    """
+    if _is_by(run, run.vm) or await run.was_blind(since):
+        return None
+    return await run.domains.reboot(vm)
 
 
 def _wake(run: Run, next_press: float) -> float:
@@ -139,7 +151,7 @@ async def _refuse_if_blind(run: Run, since: datetime) -> None:
         OutcomeUnknown: nobody looked for a while, after *since*.
     """
     if await run.was_blind(since):
-        why = "libvirt could not be asked for a while, in which it may have come"
+        why = "libvirt was not heard for a while, in which it may have come"
         raise OutcomeUnknown(run.operation.vm, "reboot", why)
 
 
@@ -179,13 +191,14 @@ async def _rebooted(run: Run, cursor: Cursor, *, until: float) -> bool:
     Raises:
         VmInState: it is off instead.
     """
-
-    def by_us(vm: Vm) -> bool:
-        return vm.reason is Reason.REBOOTED and vm.initiator.operation_id == run.operation.id
-
     async with run.until(until):
-        vm = await cursor.reached(lambda vm: by_us(vm) or not vm.active)
+        vm = await cursor.reached(lambda vm: _is_by(run, vm) or not vm.active)
         if not vm.active:
             raise VmInState(vm)
         return True
     return False
+
+
+def _is_by(run: Run, vm: Vm) -> bool:
+    """Whether the guest of *vm* was rebooted last by this operation."""
+    return vm.reason is Reason.REBOOTED and vm.initiator.operation_id == run.operation.id

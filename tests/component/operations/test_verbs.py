@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -282,6 +284,34 @@ class TestReboot:
         async with asyncio.timeout(DEADLINE_S):
             assert error_of(await reboot) == "OutcomeUnknown"
         assert here.domains.calls == ["reboot"]
+
+    async def test_one_that_comes_while_the_next_press_waits_for_the_disk_is_not_made_twice(
+        self, here: Site
+    ) -> None:
+        here.domains.deaf()
+        here.times = replace(here.times, press_interval=SECOND)
+        async with here.daemon() as daemon:
+            _, reboot = await daemon.under_way("a", REBOOT, OperationPhase.SIGNALLED)
+            await until(lambda: here.domains.calls == ["reboot"], "the guest was asked")
+            (run,) = daemon.operations._runs.values()
+            path = here.state_dir / "journal.db"
+            with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                here.take(
+                    Event(
+                        number=here.connection.events_taken + 1,
+                        vm=here.uuid("a"),
+                        name="a",
+                        kind=EventKind.REBOOT,
+                        raw=RawPair(-1, 0),
+                        run_id=here.domain("a").ID(),
+                        observe_time=datetime.now(UTC),
+                    )
+                )
+                await until(lambda: run.operation.steps[-1].attempt == 2, "the next press waits")
+            async with asyncio.timeout(DEADLINE_S):
+                assert (await reboot).outcome is DONE
+            assert here.domains.calls == ["reboot"]
 
     @pytest.mark.parametrize("force_wanted", [False, True])
     async def test_it_is_not_asked_again_by_the_next_daemon(
