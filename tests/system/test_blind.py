@@ -229,3 +229,38 @@ def test_a_process_that_bears_the_number_of_one_before_is_heard(
             guest.domain.reset()
             vms.until(guest, "RUNNING/REBOOTED")
             check_history(daemon.stub, watcher)
+
+
+def test_another_process_of_the_same_number_is_another_boot(
+    own_libvirtd: PrivateLibvirtd, own_guest: Guests
+) -> None:
+    """It came up while no daemon was there: what it has used of the CPUs gives it away."""
+    with Daemon(own_libvirtd.uri, own_libvirtd.directory, settings=SETTINGS) as daemon:
+        with Watcher(daemon.target) as watcher:
+            guest = Vms(own_guest, daemon, watcher).up()
+        daemon.stop()
+        until(lambda: reset(guest) > 1.5, "it has used more than a start takes")
+        daemon.start()
+        until(lambda: daemon.host().link.libvirt_connected, "it has looked")
+        daemon.stop()
+        number = guest.domain.ID()
+        guest.domain.destroy()
+        own_libvirtd.stop()
+        own_libvirtd.start()
+        guest.domain.create()
+        assert guest.domain.ID() == number
+        daemon.start()
+        with Watcher(daemon.target) as watcher:
+            vms = Vms(own_guest, daemon, watcher)
+            vms.until_true(guest, lambda vm: vm.incarnation == 2, "another boot")
+            assert vms.story(guest)[-1] == f"{BOOTED}, per SURVEY, #2, late"
+            check_history(daemon.stub, watcher)
+
+
+def reset(guest: Guest) -> float:
+    """Reset a guest many times; return how many seconds of CPU its process has used so far."""
+    domain = guest.domain
+    for _ in range(50):
+        domain.reset()
+    nanoseconds: int = domain.info()[-1]
+    return nanoseconds / 1e9

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import libvirt
 
@@ -46,6 +46,14 @@ _SHUTOFF = 5
 _OCCUPIED, _BROKEN = 2, 3
 # Commands take milliseconds; one that takes this long waits for a process that hangs.
 _HANGS_AFTER = timedelta(seconds=5)
+
+
+class _Size(NamedTuple):
+    """How many vCPUs it has, the most memory that it may have, and what it has used of CPUs."""
+
+    vcpus: int
+    memory_kib: int
+    cpu_time: timedelta | None = None
 
 
 def find(link: VirConnect, vm: VmUuid) -> VirDomain:
@@ -160,12 +168,11 @@ def _raw(domain: VirDomain, stats: Mapping[str, int]) -> RawPair:
     return RawPair(stats["state.state"], stats["state.reason"])
 
 
-def _size(domain: VirDomain, stats: Mapping[str, int]) -> tuple[int, int]:
-    """Return how many vCPUs it has, and the most memory that it may have, in KiB."""
-    if "vcpu.current" in stats and "balloon.maximum" in stats:
-        return stats["vcpu.current"], stats["balloon.maximum"]
-    _, memory_kib, _, vcpus, _ = domain.info()
-    return vcpus, memory_kib
+def _size(domain: VirDomain, stats: Mapping[str, int]) -> _Size:
+    if "vcpu.current" in stats and "balloon.maximum" in stats:  # it is off
+        return _Size(stats["vcpu.current"], stats["balloon.maximum"])
+    _, memory_kib, _, vcpus, nanoseconds = domain.info()
+    return _Size(vcpus, memory_kib, timedelta(microseconds=nanoseconds // 1000))
 
 
 def _sighting(
@@ -173,7 +180,7 @@ def _sighting(
     vm: VmUuid,
     raw: RawPair,
     *,
-    size: tuple[int, int],
+    size: _Size,
     persistent: bool,
     saved: Callable[[], bool],
 ) -> Sighting:
@@ -186,7 +193,6 @@ def _sighting(
         state = VmState.STOPPED
     run_id = domain.ID()
     active = run_id != _NOT_RUNNING if state is VmState.UNRECOGNIZED else raw.major != _SHUTOFF
-    vcpus, memory_kib = size
     return Sighting(
         vm=vm,
         name=domain.name(),
@@ -196,8 +202,9 @@ def _sighting(
         active=active,
         persistent=persistent,
         run_id=run_id if active and run_id != _NOT_RUNNING else None,
-        vcpus=vcpus,
-        memory_bytes=memory_kib << 10,
+        vcpus=size.vcpus,
+        memory_bytes=size.memory_kib << 10,
+        cpu_time=size.cpu_time if active else None,
         unresponsive=_unresponsive(domain) if active else None,
     )
 

@@ -61,6 +61,8 @@ class Batch:
     transitions: list[Transition] = field(default_factory=list)
     # VMs that a transition or a query touched, as they are after it
     vms: dict[VmUuid, Vm] = field(default_factory=dict)
+    # those of which more is written than transitions tell
+    confirmed: set[VmUuid] = field(default_factory=set)
     operations: dict[OperationId, Operation] = field(default_factory=dict)
     joined: list[JoinedRequest] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
@@ -110,6 +112,17 @@ class Batch:
             self.link = Link(connected=True, last_survey_time=survey.begin_time)
             self.links.append(self.link)
             self.era = replace(self.era, heard=survey.monitored)
+
+    def confirm(self, known: dict[VmUuid, Vm]) -> None:
+        """Have written what queries confirmed of processes, as the link to them is lost.
+
+        Whoever finds processes next, in a later daemon perhaps, knows them by it. While the link
+        holds it is not written: it changes with every query.
+        """
+        if self.link.connected:
+            active = {vm.uuid: vm for vm in (known | self.vms).values() if vm.cpu_time is not None}
+            self.vms |= active
+            self.confirmed |= active.keys()
 
     def link_lost(self, lost: LinkLost) -> None:
         """Libvirt cannot be asked any more."""

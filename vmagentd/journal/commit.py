@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def write_batch(db: SqliteDatabase, batch: Batch, *, booted: bool) -> None:
     """Write all that *batch* changes; the host's boot only if it is *booted* since."""
-    changed = {transition.vm.uuid for transition in batch.transitions}
+    changed = batch.confirmed | {transition.vm.uuid for transition in batch.transitions}
     insert_transitions(db, batch.transitions)
     write_vms(db, (batch.vms[vm] for vm in changed))
     write_operations(db, batch.operations.values())

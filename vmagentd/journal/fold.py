@@ -90,6 +90,7 @@ class Fold:
                 case Survey():
                     self._on_survey(fact, batch)
                 case LinkLost():
+                    batch.confirm(self._vms)
                     batch.link_lost(fact)
                 case Operation():
                     self._on_operation(self._still_joined(fact, batch), batch)
@@ -189,28 +190,10 @@ class Fold:
             # two queries saw the later state nobody knows: ask again.
             batch.doubts.add(query.vm)
             return
-        vm, seen, time = self._vm(query.vm, batch), query.sighting, query.begin_time
-        operation = context.operation
-        verdict: Verdict | None
-        if seen is not None:
-            trail = NO_TRAIL  # what was heard before does not tell why it is so now
-            if context.given_up or batch.host_going_down:
-                trail = self._beside(trail, context, batch)
-            verdict = on_sighting(
-                vm, seen, time=time, source=query.source, operation=operation, trail=trail
-            )
-        elif vm is not None:
-            verdict = on_absence(
-                vm,
-                time=time,
-                source=query.source,
-                operation=operation,
-                undefined=context.undefined,
-            )
-        else:
-            return  # never heard of, and not there
+        verdict = self._verdict(query, context, batch)
         if verdict is None:
             return
+        seen, time = query.sighting, query.begin_time
         for change in verdict.changes:
             self._append(batch, change, time, query.source)
         if context.lost:
@@ -223,19 +206,35 @@ class Fold:
         if after is not None:
             batch.vms[query.vm] = confirm(after, seen, time=time)
 
+    def _verdict(self, query: Query, context: Context, batch: Batch) -> Verdict | None:
+        """Return what *query* makes of its VM; None: nothing, and it confirms nothing."""
+        vm, time, source = self._vm(query.vm, batch), query.begin_time, query.source
+        operation = context.operation
+        if query.sighting is not None:
+            trail = NO_TRAIL  # what was heard before does not tell why it is so now
+            if context.given_up or batch.host_going_down:
+                trail = self._beside(trail, context, batch)
+            return on_sighting(
+                vm,
+                query.sighting,
+                time=time,
+                source=source,
+                operation=operation,
+                trail=trail,
+                first=not batch.era.has(self._last_query(query.vm, batch)),
+            )
+        if vm is None:
+            return None  # never heard of, and not there
+        return on_absence(
+            vm, time=time, source=source, operation=operation, undefined=context.undefined
+        )
+
     def _on_survey(self, survey: Survey, batch: Batch) -> None:
         """What a complete listing shows is there, what it does not show is gone."""
         seen = {sighting.vm: sighting for sighting in survey.sightings}
         known = {vm for vm in self._vms | batch.vms if not self._gone(vm, batch)}
         for vm in [*seen, *(known - seen.keys() - set(survey.unreadable))]:
-            query = Query(
-                vm=vm,
-                sighting=seen.get(vm),
-                number=survey.number,
-                after_event=survey.after_event,
-                begin_time=survey.begin_time,
-            )
-            self._on_query(query, batch)
+            self._on_query(survey.query(vm, seen.get(vm)), batch)
         batch.doubts.update(survey.unreadable)
         batch.link_up(survey)
 

@@ -183,6 +183,7 @@ def move(
         incarnation=vm.incarnation + boot,
         crash_count=vm.crash_count + crash,
         run_id=(run_id or (None if boot else vm.run_id)) if active else None,
+        cpu_time=vm.cpu_time if active and not boot else None,
         unresponsive=vm.unresponsive if active and not boot else None,
         last_start_error=None if boot else vm.last_start_error,
         raw_state=None,

@@ -42,8 +42,19 @@ def on_sighting(
     source: Source,
     operation: Operation | None,
     trail: Trail = NO_TRAIL,
+    first: bool = False,
 ) -> Verdict:
-    """Return what having *seen* a VM at *time* makes of *vm*, None if it was never heard of."""
+    """Return what having *seen* a VM at *time* makes of *vm*, None if it was never heard of.
+
+    Args:
+        vm: the VM before.
+        seen: what the query found.
+        time: when the query began.
+        source: who asked.
+        operation: what is being carried out on the VM.
+        trail: what else is known of it.
+        first: whether it is the first query on it since the link came up.
+    """
     if vm is None or vm.state is VmState.GONE:
         before = vm or _newborn(seen, time)
         return Verdict(
@@ -55,9 +66,11 @@ def on_sighting(
     defined = _defined(vm, seen)
     if defined is not vm:
         changes.append(Change(kind=TransitionKind.DEFINITION, vm=defined))
-    if _is_another_run(vm, seen) or _contradicts(vm, seen, starting=_is_start(operation)):
+    another_run = _is_another_run(vm, seen, first=first)
+    if another_run or _contradicts(vm, seen, starting=_is_start(operation)):
+        before = replace(defined, active=False) if another_run else defined  # its own has ended
         changes.append(
-            _moved(defined, seen, time=time, source=source, operation=operation, trail=trail)
+            _moved(before, seen, time=time, source=source, operation=operation, trail=trail)
         )
     last = changes[-1].vm if changes else vm
     if (last.unresponsive is None) != (seen.unresponsive is None):
@@ -68,8 +81,14 @@ def on_sighting(
 
 def confirm(vm: Vm, seen: Sighting | None, *, time: datetime) -> Vm:
     """Return *vm* with what a query confirms and no transition tells: it was true at *time*."""
-    told = seen.run_id if seen and seen.active and vm.active else None
-    return replace(vm, verify_time=time, run_id=told or vm.run_id)
+    if seen is None or not (seen.active and vm.active):
+        return replace(vm, verify_time=time)
+    return replace(
+        vm,
+        verify_time=time,
+        run_id=seen.run_id or vm.run_id,
+        cpu_time=vm.cpu_time if seen.cpu_time is None else seen.cpu_time,
+    )
 
 
 def on_absence(
@@ -205,9 +224,16 @@ def _reason(before: Vm, seen: Sighting) -> Reason:
     return seen.reason
 
 
-def _is_another_run(vm: Vm, seen: Sighting) -> bool:
-    known = None not in {vm.run_id, seen.run_id}
-    return vm.active and seen.active and known and vm.run_id != seen.run_id
+def _is_another_run(vm: Vm, seen: Sighting, *, first: bool) -> bool:
+    if not (vm.active and seen.active):
+        return False
+    if None not in {vm.run_id, seen.run_id} and vm.run_id != seen.run_id:
+        return True
+    # libvirtd may have begun to count anew before the link came up: it may be another one all the
+    # same. While the link holds it cannot, and of two queries at once either may look first.
+    if not first or vm.cpu_time is None or seen.cpu_time is None:
+        return False
+    return seen.cpu_time < vm.cpu_time
 
 
 def _last_certain(vm: Vm, time: datetime) -> datetime:

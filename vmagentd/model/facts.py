@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import auto
 
 from vmagentd.model.names import Name, OperationId, VmUuid
@@ -97,6 +97,8 @@ class Sighting:
     run_id: int | None
     vcpus: int
     memory_bytes: int
+    # what its hypervisor process has used of all CPUs so far; None if there is none
+    cpu_time: timedelta | None = None
     # set if its hypervisor process does not answer libvirt
     unresponsive: Unresponsive | None = None
 
@@ -118,6 +120,16 @@ class Survey:
     link: int
     # whether QEMU's own events are heard through that link beside libvirt's
     monitored: bool = False
+
+    def query(self, vm: VmUuid, sighting: Sighting | None) -> Query:
+        """Return it as the answer on one VM."""
+        return Query(
+            vm=vm,
+            sighting=sighting,
+            number=self.number,
+            after_event=self.after_event,
+            begin_time=self.begin_time,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import auto
 
 from vmagentd.model.names import NO_REVISION, Name, OperationId, Revision, VmUuid
@@ -150,6 +150,9 @@ class Vm:
     # libvirt's number of the running hypervisor process: another one means a start that no event
     # told of. Never shown; None while not active or not known.
     run_id: int | None = None
+    # what that process had used of all CPUs when a query last found it: one that has used less is
+    # another one, whatever its number. Never shown; older in the file than in memory.
+    cpu_time: timedelta | None = None
     unresponsive: Unresponsive | None = None
     active_operation_id: OperationId | None = None
     vcpus: int = 0

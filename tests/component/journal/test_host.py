@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from vmagentd.model import (
     HostGoingDown,
     InitiatorKind,
     Reason,
+    Survey,
     TransitionKind,
     VmState,
 )
@@ -103,6 +105,33 @@ class TestBoot:
         await journal.append(survey(sighting(1)))
         await journal.append(booted("first"))
         assert journal.vms[uuid(1)].state is VmState.RUNNING
+
+
+class TestAnotherProcessOfTheSameNumber:
+    """It came up while no daemon was there, and libvirtd began to count anew."""
+
+    def used(self, cpu_s: int) -> Survey:
+        return survey(replace(sighting(1), cpu_time=cpu_s * SECOND))
+
+    async def test_it_has_used_less_than_the_one_before_had_when_that_was_last_seen(
+        self, opened: Open
+    ) -> None:
+        async with opened() as journal:
+            await journal.append(self.used(1))
+            await journal.append(self.used(500))
+            head = journal.head
+        async with opened() as journal:
+            assert journal.head == head
+            await journal.append(self.used(499))
+            (boot,) = await journal.page(head)
+            assert (boot.vm.reason, boot.vm.incarnation) == (Reason.BOOTED, 2)
+            assert boot.earliest_time is not None
+
+    async def test_the_same_one_goes_on(self, opened: Open) -> None:
+        for cpu_s in (1, 1, 500, 501):
+            async with opened() as journal:
+                await journal.append(self.used(cpu_s))
+                assert journal.vms[uuid(1)].incarnation == 1
 
 
 class TestGoingDown:

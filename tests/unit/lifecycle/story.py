@@ -143,6 +143,7 @@ class Story:
         active: bool | None = None,
         persistent: bool = True,
         name: str = "a",
+        cpu_s: float | None = None,
     ) -> Sighting:
         state = VmState(state)
         if active is None:
@@ -158,6 +159,7 @@ class Story:
             run_id=run_id if active else None,
             vcpus=2,
             memory_bytes=1 << 30,
+            cpu_time=cpu_s * SECOND if active and cpu_s is not None else None,
         )
 
     def see(
@@ -169,6 +171,7 @@ class Story:
         active: bool | None = None,
         persistent: bool = True,
         name: str = "a",
+        cpu_s: float | None = None,
         since_event: int | None = None,
         number: int | None = None,
         source: Source = Source.SURVEY,
@@ -179,7 +182,13 @@ class Story:
         not the last one of all.
         """
         seen = self.sighting(
-            state, reason, run_id, active=active, persistent=persistent, name=name
+            state,
+            reason,
+            run_id,
+            active=active,
+            persistent=persistent,
+            name=name,
+            cpu_s=cpu_s,
         )
         return self.ask(seen, since_event=since_event, number=number, source=source)
 

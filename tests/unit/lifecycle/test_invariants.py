@@ -61,7 +61,12 @@ MAY_CHANGE = {
 
 
 def differences(before: Vm, after: Vm) -> set[str]:
-    names = set(Vm.__slots__) - {"revision", "verify_time", "run_id"}  # told by no transition
+    names = set(Vm.__slots__) - {
+        "revision",
+        "verify_time",
+        "run_id",
+        "cpu_time",
+    }  # told by no transition
     return {name for name in names if getattr(before, name) != getattr(after, name)}
 
 
@@ -84,7 +89,13 @@ def check(before: Vm | None, transition: Transition) -> None:
     was_crashed = before is not None and before.state is VmState.CRASHED
     run_id = before.run_id if before else None
     another = None not in {run_id, vm.run_id} and run_id != vm.run_id
-    assert vm.incarnation - incarnation == (vm.active and (not was_active or another))
+    boots = vm.incarnation - incarnation
+    if boots and was_active and not another:  # of the same number, and has used less of the CPUs
+        assert before is not None
+        assert before.cpu_time is not None
+        assert (boots, vm.active, transition.source is Source.EVENT) == (1, True, False)
+    else:
+        assert boots == (vm.active and (not was_active or another))
     assert vm.crash_count - crashes == (vm.state is VmState.CRASHED and not was_crashed)
     # who and when
     known = vm.initiator.actor is not None, vm.initiator.operation_id is not None
@@ -136,19 +147,27 @@ class Machine(RuleBasedStateMachine):
         if twice and kind is not EventKind.REBOOT:  # late enough it is another reboot
             assert not self.story.hear(kind, run_id, name=name)
 
-    @rule(pair=SIGHTINGS, run_id=RUNS, name=NAMES, persistent=st.booleans(), mine=st.booleans())
+    @rule(
+        pair=SIGHTINGS,
+        run_id=RUNS,
+        name=NAMES,
+        cpu_s=st.none() | st.integers(0, 3),
+        persistent=st.booleans(),
+        mine=st.booleans(),
+    )
     def see(
         self,
         pair: tuple[VmState, Reason],
         run_id: int | None,
         name: str,
+        cpu_s: int | None,
         *,
         persistent: bool,
         mine: bool,
     ) -> None:
         source = Source.OPERATION if mine and self.under_way else Source.SURVEY
         before = self.story.vm if self.story.known else None
-        self.story.see(*pair, run_id, name=name, persistent=persistent, source=source)
+        self.story.see(*pair, run_id, name=name, persistent=persistent, cpu_s=cpu_s, source=source)
         vm = self.story.vm
         assert vm.verify_time == self.story.now
         if (

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.lifecycle.story import FORCED_STOP, SECOND, START, STOP, Story, told
+from vmagentd.lifecycle.steps import is_outlived
 from vmagentd.model import (
     InitiatorKind,
     OperationFailure,
@@ -186,6 +187,61 @@ class TestNumbersBeginAnew:
         story.see("STOPPED", "FORCED")
         assert not story.hear("RESUMED_UNPAUSED", 1)
         assert not story.vm.active
+
+
+class TestAnotherProcessOfTheSameNumber:
+    """It came up while nobody looked: what it has used of the CPUs gives it away."""
+
+    def known(self) -> Story:
+        story = running()
+        story.see("RUNNING", "BOOTED", 1, cpu_s=100)
+        story.see("RUNNING", "BOOTED", 1, cpu_s=200)
+        return story
+
+    def test_it_has_used_less(self) -> None:
+        story = self.known()
+        story.lose_link()
+        certain = story.vm.verify_time
+        (boot,) = story.see("RUNNING", "BOOTED", 1, cpu_s=199.9)
+        assert told([boot]) == ["RUNNING/BOOTED on #2"]
+        assert boot.earliest_time == certain
+        assert not story.see("RUNNING", "BOOTED", 1, cpu_s=200)
+
+    def test_nor_does_the_next_daemon_miss_it(self) -> None:
+        story = Story((self.known().vm,))
+        seen = story.sighting("PAUSED", "PAUSED_BY_USER", 1, cpu_s=1)
+        assert told(story.survey(seen)) == ["PAUSED/PAUSED_BY_USER on #2"]
+
+    def test_what_was_asked_for_the_one_before_is_not_for_it(self) -> None:
+        story = self.known()
+        operation = story.begin(STOP)
+        story.lose_link()
+        story.see("RUNNING", "BOOTED", 1, cpu_s=1)
+        assert is_outlived(replace(operation, incarnation=1), story.vm)
+
+    def test_one_that_has_used_more_is_the_same_as_far_as_anybody_knows(self) -> None:
+        story = self.known()
+        story.lose_link()
+        assert not story.see("RUNNING", "BOOTED", 1, cpu_s=200)
+
+    def test_a_boot_that_was_heard_begins_from_nothing(self) -> None:
+        story = self.known()
+        story.hear("STOPPED_DESTROYED")
+        story.hear("RESUMED_UNPAUSED", 2)
+        story.lose_link()
+        assert not story.see("RUNNING", "BOOTED", 2, cpu_s=1)
+
+    def test_while_the_link_holds_numbers_are_certain(self) -> None:
+        """Of two queries at once the later one may have looked first."""
+        story = self.known()
+        assert not story.see("RUNNING", "BOOTED", 1, cpu_s=150)
+
+    def test_where_nothing_is_told_of_it_nothing_is_concluded(self) -> None:
+        story = self.known()
+        story.lose_link()
+        assert not story.see("RUNNING", "BOOTED", 1)
+        story.lose_link()
+        assert told(story.see("RUNNING", "BOOTED", 1, cpu_s=1)) == ["RUNNING/BOOTED on #2"]
 
 
 class TestLeftAlone:
