@@ -36,4 +36,6 @@ async def until_joined(daemon: Daemon, actor: str) -> None:
     async with asyncio.timeout(DEADLINE_S):
         while not await daemon.journal.audit_records(which, limit=1):
             pass
+    # it is in the file a moment before the loop is told of it
+    await daemon.journal.beat()
     await turns(20)
