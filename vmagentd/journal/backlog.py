@@ -2,9 +2,8 @@
 
 Kept in order up to a bound. Of what comes after it a VM's events are folded into one fact: that
 they were lost. Once the disk is back libvirt is asked about that VM, and the difference is
-recorded, late. Refusals
-beyond a bound of their own are only counted. What tells the same again is not kept. All other
-facts have somebody who waits for them, and so their own bound.
+recorded, late. Refusals beyond a bound of their own are only counted. What tells the same again
+is not kept. All other facts have somebody who waits for them, and so their own bound.
 """
 
 from __future__ import annotations
