@@ -137,7 +137,14 @@ HISTORIES = [
 def test_history(history: History, guest: Guests, recorder: Recorder) -> None:
     vm = guest(history.spec)
     history.what_happens(vm)
-    recorder.until(vm.uuid, history.seen[-1], times=BOOTED.count(history.seen[-1]) + 1)
+    last, times = history.seen[-1], BOOTED.count(history.seen[-1]) + 1
+    if history.what_happens is press:
+        # on a busy machine libvirt loses one at times, which is why people press again
+        with contextlib.suppress(NeverHappenedError):
+            recorder.until(vm.uuid, last, times=times, within_s=10)
+        if last not in recorder.of(vm.uuid):
+            press(vm)
+    recorder.until(vm.uuid, last, times=times)
     seen = recorder.of(vm.uuid)
     if PANICKED in seen and seen[seen.index(PANICKED) - 1] == PAUSED:
         seen.remove(PAUSED)  # libvirt sometimes tells that the panic has stopped the CPU
