@@ -130,6 +130,10 @@ class Access:
                 self._admit(identity)
                 return holder(identity, tuple(self._remote_grants(identity)))
 
+    def has_role(self, peer: LocalPeer) -> bool:
+        """Return whether somebody may do anything at all, by the rules that hold now."""
+        return next(iter(self._local_grants(peer)), None) is not None
+
     def _local_grants(self, peer: LocalPeer) -> Iterable[Grant]:
         if peer.uid in (0, self._own_uid):  # can do anything to the daemon anyway
             yield Grant(role=Role.ADMIN)

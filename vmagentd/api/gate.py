@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vmagentd.api.directory import DirectorySilent
+from vmagentd.api.pace import Passage
 from vmagentd.api.relay import Relay
 from vmagentd.errors import CallerUnknown, LimitReached
 from vmagentd.model import LocalPeer
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmagentd.api.directory import Directory
+    from vmagentd.api.pace import Paces
     from vmagentd.errors import AccessError
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,15 @@ class Connections:
     total: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    """One that is relayed."""
+
+    peer: LocalPeer
+    relay: Relay
+    passage: Passage
+
+
 class ClientGone(Exception):
     """The connection of a call ended before the call began: nobody is there to be told."""
 
@@ -102,8 +113,10 @@ class Gate:
         self._pause: asyncio.TimerHandle | None = None
         self._private = ""
         self._counts: Counter[int] = Counter()
-        self._peers: dict[str, LocalPeer] = {}
-        self._relays: dict[str, Relay] = {}
+        # those that are not let in yet
+        self._coming: set[asyncio.Task[None]] = set()
+        # by gRPC's names for them
+        self._connections: dict[str, _Connection] = {}
         self._ended: dict[str, None] = {}
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
 
@@ -111,14 +124,14 @@ class Gate:
         """Return how many connections there are."""
         return self._counts.total()
 
-    def open(self, listener: socket.socket, private: Path) -> None:
-        """Accept from *listener*, relay to gRPC's socket at *private*."""
-        self._listener, self._private = listener, str(private)
+    def open(self, listener: socket.socket, private: Path, paces: Paces) -> None:
+        """Accept from *listener*, relay to gRPC's socket at *private*, no faster than *paces*."""
+        self._listener, self._private, self._paces = listener, str(private), paces
         listener.settimeout(0)
         asyncio.get_running_loop().add_reader(listener, self._accept)
 
     def shut(self) -> None:
-        """Accept no more; those who are in stay."""
+        """Accept no more, nor let in who has not been yet; those who are in stay."""
         if self._listener is None:
             return
         asyncio.get_running_loop().remove_reader(self._listener)
@@ -126,16 +139,18 @@ class Gate:
             self._pause.cancel()
         self._listener.close()
         self._listener = None
+        for task in self._coming:
+            task.cancel()
 
     def hush(self) -> None:
         """Take nothing more from those who are in; what is meant for them still reaches them."""
-        for relay in self._relays.values():
-            relay.hush()
+        for connection in self._connections.values():
+            connection.relay.hush()
 
     async def close(self) -> None:
         """End all connections, each once its client has taken what was meant for it."""
         self.shut()
-        relays = list(self._relays.values())
+        relays = [connection.relay for connection in self._connections.values()]
         for relay in relays:
             relay.end()
         waits = [asyncio.ensure_future(relay.ended.wait()) for relay in relays]
@@ -147,30 +162,35 @@ class Gate:
         await asyncio.gather(*(relay.ended.wait() for relay in relays))
 
     def peer(self, name: str) -> LocalPeer:
-        """Return who is behind a connection, by gRPC's name for it.
+        """Return who is behind a connection from which a call has come, by gRPC's name for it.
 
         Raises:
             ClientGone: it has ended.
             CallerUnknown: it did not come through here.
         """
-        peer = self._peers.get(name)
-        if peer is not None:
-            return peer
+        connection = self._connections.get(name)
+        if connection is not None:
+            connection.passage.arrived()
+            return connection.peer
         if name in self._ended:
             raise ClientGone
         raise CallerUnknown("it is not connected through the daemon's socket")
 
     def cut(self, name: str) -> bool:
         """End a connection at once, by gRPC's name for it; return whether there is one."""
-        relay = self._relays.get(name)
-        if relay is not None:
-            relay.abort()
-        return relay is not None
+        connection = self._connections.get(name)
+        if connection is not None:
+            connection.relay.abort()
+        return connection is not None
 
     def cut_all(self) -> None:
         """End all connections at once: no call on them is told anything but that."""
-        for relay in [*self._relays.values()]:
-            relay.abort()
+        for connection in [*self._connections.values()]:
+            connection.relay.abort()
+
+    def tidy(self) -> None:
+        """Forget what is known of users who are gone."""
+        self._paces.forget_idle(self._counts)
 
     def _accept(self) -> None:
         for _ in range(_AT_ONCE):
@@ -202,7 +222,9 @@ class Gate:
                 _turn_away(client, str(refusal))
                 continue
             self._counts[uid] += 1
-            self._tasks.create_task(self._let_in(client, pid, uid, gids), name="gate")
+            task = self._tasks.create_task(self._let_in(client, pid, uid, gids), name="gate")
+            self._coming.add(task)
+            task.add_done_callback(self._coming.discard)
 
     def _go_on(self, listener: socket.socket) -> None:
         if self._listener is listener:
@@ -221,11 +243,11 @@ class Gate:
     ) -> None:
         """Relay one connection; returns when it has begun."""
         name = f"vmagentd-{secrets.token_hex(16)}"
-        peer = f"{_SCHEME}{name}"
+        ours = f"{_SCHEME}{name}"
 
         def inner_end() -> None:
-            del self._peers[peer], self._relays[peer]
-            self._ended[peer] = None
+            del self._connections[ours]
+            self._ended[ours] = None
             if len(self._ended) > _ENDED:
                 del self._ended[next(iter(self._ended))]
             self._leave(uid)
@@ -233,20 +255,18 @@ class Gate:
         inner: socket.socket | None = None
         try:
             user = await self._directory.user(uid)
+            peer = LocalPeer(uid=uid, gids=gids, pid=pid, user=user)
+            passage = Passage(self._paces, peer)
+            await passage.begin()
             inner = await self._connected(name)
-            # before a byte is relayed
-            self._peers[peer] = LocalPeer(uid=uid, gids=gids, pid=pid, user=user)
-            relay = Relay(self._buffer, on_inner_end=inner_end)
+            relay = Relay(self._buffer, on_inner_end=inner_end, passage=passage)
             relay.join(client, inner)
-            self._relays[peer] = relay
-            if self._listener is None:
-                relay.end()
+            self._connections[ours] = _Connection(peer, relay, passage)
         except DirectorySilent as error:
             self._leave(uid)
             _turn_away(client, str(error))
             log.debug("not let in: %s", error)
         except BaseException as error:
-            self._peers.pop(peer, None)
             self._leave(uid)
             client.close()
             if inner is not None:

@@ -1,17 +1,23 @@
 """Carries bytes between two sockets, both ways, no faster than either side takes them.
 
 Every call of a local client passes here twice, so there is little between what is read and what
-is sent at once: asyncio's transports cost more than the two system calls. Runs on the loop.
+is sent at once: asyncio's transports cost more than the two system calls. What of a client's is
+more than may go on stays here, and then nothing more of it is read. Runs on the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 from typing import TYPE_CHECKING, Final
+
+from typing_extensions import override  # typing has it since 3.12
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+
+    from vmagentd.api.pace import Passage
 
 # How long a side may take for what is left, when the other has ended.
 _LAST_BYTES_S: Final = 5.0
@@ -20,7 +26,13 @@ _LAST_BYTES_S: Final = 5.0
 class Relay:
     """Two sockets, joined while both last: the end of either is the end of both."""
 
-    def __init__(self, buffer: memoryview, *, on_inner_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        buffer: memoryview,
+        *,
+        on_inner_end: Callable[[], None],
+        passage: Passage | None = None,
+    ) -> None:
         """Prepare.
 
         Args:
@@ -28,9 +40,11 @@ class Relay:
                 Its size is also the most that is kept for a side that does not read, beside
                 what the kernel holds.
             on_inner_end: called before the inner socket is closed.
+            passage: tells how much of what comes from the outer side may go on; None: all.
         """
         self._buffer = buffer
         self._on_inner_end = on_inner_end
+        self._passage = passage
         self._give_up: asyncio.TimerHandle | None = None
         self.ended = asyncio.Event()
 
@@ -40,7 +54,11 @@ class Relay:
         Raises:
             OSError: the loop takes no more sockets; both are still the caller's.
         """
-        self._outer = _End(outer, self._buffer, self._on_end)
+        self._outer = (
+            _End(outer, self._buffer, self._on_end)
+            if self._passage is None
+            else _HeldEnd(outer, self._buffer, self._on_end, self._passage)
+        )
         self._inner = _End(inner, self._buffer, self._on_end)
         self._outer.other, self._inner.other = self._inner, self._outer
         self._outer.listen()
@@ -99,6 +117,11 @@ class _End:
         self._muted = False
         self.ended = False
 
+    @property
+    def full(self) -> bool:
+        """Whether it has not taken all that was sent to it."""
+        return bool(self._left)
+
     def listen(self) -> None:
         if not (self._closing or self._muted):
             self._loop.add_reader(self._socket, self._read)
@@ -139,9 +162,12 @@ class _End:
             self.abort()
             return
         if size:
-            self.other.send(self._buffer[:size])
+            self._pass_on(self._buffer[:size])
         else:
             self.close()  # kept half open, connections were never given up
+
+    def _pass_on(self, data: memoryview) -> None:
+        self.other.send(data)
 
     def send(self, data: memoryview) -> None:
         try:
@@ -181,3 +207,64 @@ class _End:
         self.ended = True
         self._on_end(self)
         self._socket.close()
+
+
+class _HeldEnd(_End):
+    """The side of somebody of whom only so much may go on at a time."""
+
+    def __init__(
+        self,
+        itself: socket.socket,
+        buffer: memoryview,
+        on_end: Callable[[_End], None],
+        passage: Passage,
+    ) -> None:
+        super().__init__(itself, buffer, on_end)
+        self._passage = passage
+        # what has come and may not go on yet; nothing more is read while there is any
+        self._held = memoryview(b"")
+
+    @override
+    def listen(self) -> None:
+        if not self._held:
+            super().listen()
+        elif not (self._closing or self._muted):
+            self._passage.wait(self._go_on)
+
+    @override
+    def _pass_on(self, data: memoryview) -> None:
+        passed = self._passage.through(data)
+        if passed == len(data):
+            self.other.send(data)
+            return
+        self._held = data[passed:] if data.readonly else memoryview(bytes(data[passed:]))
+        self.pause()
+        if passed:
+            self.other.send(data[:passed])
+        if not self.other.full:  # else that has this side listen, once it is not
+            self.listen()
+
+    def _go_on(self) -> None:
+        """Have a turn."""
+        held = self._held
+        if not held or self._closing or self._muted:
+            return
+        if _gone(self._socket):  # what it asked for is of no use to anybody
+            self.abort()
+            return
+        self._held = memoryview(b"")
+        self._pass_on(held)
+        if not (self._held or self.other.full):
+            self.listen()
+
+    @override
+    def _end(self) -> None:
+        self._held = memoryview(b"")
+        super()._end()
+
+
+def _gone(peer: socket.socket) -> bool:
+    """Return whether nobody is at the other end, whatever is still to be read."""
+    hung_up = select.poll()
+    hung_up.register(peer, 0)
+    return bool(hung_up.poll(0))

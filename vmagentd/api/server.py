@@ -20,6 +20,7 @@ from vmagentd.api.boundary import Boundary
 from vmagentd.api.endpoint import Endpoint
 from vmagentd.api.handlers import handlers
 from vmagentd.api.health import Health
+from vmagentd.api.pace import Paces
 from vmagentd.api.servicer import SERVICE
 from vmagentd.errors import SocketInUse
 
@@ -139,6 +140,7 @@ class Server:
         self.grace = grace
         self._tasks = tasks
         self._boundary = Boundary(access, limits=limits, on_refusal=on_refusal)
+        self._paces = Paces(limits.calls_per_second, has_role=access.has_role)
         self._health = Health(HEALTH_NAMES)
         self._stack = AsyncExitStack()
         self._crashed = asyncio.Event()
@@ -164,7 +166,7 @@ class Server:
             chatter.keep_out()
             for endpoint in self._endpoints:
                 await endpoint.start()
-            self._gate.open(self._socket.listen(), self._socket.private)
+            self._gate.open(self._socket.listen(), self._socket.private, self._paces)
             for name in _CALLS:
                 self._health.set(name, serving=True)
             keeper = self._tasks.create_task(self._keep_serving(), name="api-keeper")
@@ -190,6 +192,7 @@ class Server:
     def limit(self, limits: CallerLimits) -> None:
         """Go by these limits from now on."""
         self._boundary.limit(limits)
+        self._paces.limit(limits.calls_per_second)
 
     def recheck(self) -> None:
         """End the calls of whoever may not make them any more; see `Boundary.recheck`."""
@@ -273,6 +276,7 @@ class Server:
         """Close connections of local clients that have left a stream unread for too long."""
         while True:
             await asyncio.sleep(_TIDY_S)
+            self._gate.tidy()
             for connection in self._boundary.tidy():
                 if self._gate.cut(connection):
                     log.warning("closed a connection whose client does not read")

@@ -174,7 +174,7 @@ async def test_whoever_comes_to_it_directly_is_unknown(served: Served) -> None:
 
 async def test_a_name_is_no_secret_and_nobody_can_take_it_over(served: Served) -> None:
     await served.stub.WhoAmI(pb.WhoAmIRequest())
-    (name,) = (peer.removeprefix("unix-abstract:") for peer in served.gate._peers)
+    (name,) = (peer.removeprefix("unix-abstract:") for peer in served.gate._connections)
     assert name in names_bound()
     assert re.fullmatch(r"vmagentd-[0-9a-f]{32}", name)  # none of the kernel's 2^20
     with socket.socket(socket.AF_UNIX) as thief, pytest.raises(OSError, match="in use"):
@@ -221,8 +221,7 @@ async def test_a_client_that_is_killed_leaves_nothing(folder: Path) -> None:
         process.kill()
         await until(lambda: not len(served.gate))
         await process.wait()
-        assert not served.gate._peers
-        assert not served.gate._relays
+        assert not served.gate._connections
 
 
 async def test_the_end_of_one_half_is_the_end_of_both(served: Served) -> None:
@@ -266,7 +265,7 @@ async def test_fifty_at_once(served: Served) -> None:
         answers = await asyncio.gather(*(stub.WhoAmI(pb.WhoAmIRequest()) for stub in stubs))
         assert len({answer.caller.actor for answer in answers}) == 1
         assert len(served.gate) == 50
-        assert len(served.gate._peers) == 50
+        assert len(served.gate._connections) == 50
     await until(lambda: not len(served.gate))
 
 
