@@ -26,7 +26,7 @@ _DOMAIN = """<domain type='test'><name>{name}</name>
 # What may stand in the log beside lines of the life of a daemon. Each has its reason.
 _UNDERSTOOD: Final = re.compile(
     # a method's name that is not UTF-8 ends gRPC's own loop: see `api/server.py`
-    r"gRPC has stopped taking calls; serving anew"
+    r"gRPC has stopped taking calls(, \d+ times by now)?; serving anew"
 )
 _BAD: Final = re.compile(r"\b(ERROR|CRITICAL)\b|Traceback")
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _UNTIL_STOPPED_S: Final = 3600.0
+# How often it is told that gRPC has stopped: clients can bring it about.
+_REMIND_S: Final = 60.0
 
 
 class Endpoint:
@@ -51,6 +53,9 @@ class Endpoint:
         self._grpc: aio.Server | None = None
         self._shutting: asyncio.Task[None] | None = None
         self.crashed = False
+        # crashes that were not told of, and when the next may be, by the loop's clock
+        self._untold = 0
+        self._next_warning = 0.0
 
     async def start(self) -> None:
         """Serve. No other endpoint may start meanwhile."""
@@ -72,7 +77,14 @@ class Endpoint:
         1.85.1): calls go on, and no new one is answered any more. Whoever may connect can send
         one, so it must not be the end of the daemon. Streams break and resume.
         """
-        log.warning("gRPC has stopped taking calls; serving anew")
+        self._untold += 1
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_warning:
+            log.warning(
+                "gRPC has stopped taking calls%s; serving anew",
+                f", {self._untold} times by now" if self._untold > 1 else "",
+            )
+            self._untold, self._next_warning = 0, now + _REMIND_S
         await self.stop()
         await self.start()
 

@@ -11,12 +11,10 @@ goes before its socket does. Runs on the loop.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import logging
 import secrets
 import socket
-import struct
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,12 +22,14 @@ from typing import TYPE_CHECKING, Final
 
 from vmagentd.api.directory import DirectorySilent
 from vmagentd.api.pace import Passage
+from vmagentd.api.peercred import credentials
 from vmagentd.api.relay import Relay
-from vmagentd.errors import CallerUnknown, LimitReached
+from vmagentd.api.suspects import Suspects
+from vmagentd.errors import CallerUnknown, LimitReached, ShutOut
 from vmagentd.model import LocalPeer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from vmagentd.api.directory import Directory
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_SO_PEERGROUPS: Final = 59
-_MAX_GROUPS: Final = 65536
-_GETSOCKOPT_BYTES: Final = 1024
 _SCHEME: Final = "unix-abstract:"
 
 # Connections taken at a time, before others on the loop have their turn.
@@ -117,7 +114,9 @@ class Gate:
         self._coming: set[asyncio.Task[None]] = set()
         # by gRPC's names for them
         self._connections: dict[str, _Connection] = {}
-        self._ended: dict[str, None] = {}
+        self._ended: dict[str, _Connection] = {}
+        # those of whom calls had not arrived when gRPC took no more
+        self._lost: list[_Connection] = []
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
 
     def __len__(self) -> int:
@@ -126,9 +125,11 @@ class Gate:
 
     def open(self, listener: socket.socket, private: Path, paces: Paces) -> None:
         """Accept from *listener*, relay to gRPC's socket at *private*, no faster than *paces*."""
+        loop = asyncio.get_running_loop()
         self._listener, self._private, self._paces = listener, str(private), paces
+        self._suspects = Suspects(has_role=paces.has_role, clock=loop.time)
         listener.settimeout(0)
-        asyncio.get_running_loop().add_reader(listener, self._accept)
+        loop.add_reader(listener, self._accept)
 
     def shut(self) -> None:
         """Accept no more, nor let in who has not been yet; those who are in stay."""
@@ -173,6 +174,7 @@ class Gate:
             connection.passage.arrived()
             return connection.peer
         if name in self._ended:
+            self._ended[name].passage.arrived()
             raise ClientGone
         raise CallerUnknown("it is not connected through the daemon's socket")
 
@@ -183,10 +185,26 @@ class Gate:
             connection.relay.abort()
         return connection is not None
 
-    def cut_all(self) -> None:
-        """End all connections at once: no call on them is told anything but that."""
+    def lost(self) -> None:
+        """End all connections at once, as gRPC takes no calls any more.
+
+        Else a call that has reached it and not yet us is told CANCELLED, and nobody tries that
+        again.
+        """
+        known = (*self._connections.values(), *self._ended.values())
+        self._lost = [connection for connection in known if connection.passage.lacks()]
         for connection in [*self._connections.values()]:
             connection.relay.abort()
+
+    def accuse(self) -> None:
+        """Shut out for a while those who may have brought that about.
+
+        To be called when all calls have arrived that gRPC had taken before.
+        """
+        peers = [connection.peer for connection in self._lost if connection.passage.lacks()]
+        self._lost = []
+        for peer, why in self._suspects.suspect(peers):
+            self._on_refusal(str(peer), why)
 
     def tidy(self) -> None:
         """Forget what is known of users who are gone."""
@@ -211,7 +229,7 @@ class Gate:
                 return
             client.settimeout(0)
             try:
-                pid, uid, gids = _credentials(client)
+                pid, uid, gids = credentials(client)
             except OSError as error:
                 log.error("nobody tells who connected: %s", error)  # noqa: TRY400 - says it all
                 client.close()
@@ -246,8 +264,7 @@ class Gate:
         ours = f"{_SCHEME}{name}"
 
         def inner_end() -> None:
-            del self._connections[ours]
-            self._ended[ours] = None
+            self._ended[ours] = self._connections.pop(ours)
             if len(self._ended) > _ENDED:
                 del self._ended[next(iter(self._ended))]
             self._leave(uid)
@@ -259,12 +276,17 @@ class Gate:
             passage = Passage(self._paces, peer)
             await passage.begin()
             inner = await self._connected(name)
+            self._suspects.check(peer)
             relay = Relay(self._buffer, on_inner_end=inner_end, passage=passage)
             relay.join(client, inner)
             self._connections[ours] = _Connection(peer, relay, passage)
-        except DirectorySilent as error:
+        except (DirectorySilent, ShutOut) as error:
             self._leave(uid)
+            if inner is not None:
+                inner.close()
             _turn_away(client, str(error))
+            if isinstance(error, ShutOut):
+                self._on_refusal(f"uid {uid}, pid {pid}", error)
             log.debug("not let in: %s", error)
         except BaseException as error:
             self._leave(uid)
@@ -297,32 +319,6 @@ class Gate:
         self._counts[uid] -= 1
         if not self._counts[uid]:
             del self._counts[uid]
-
-
-def _credentials(client: socket.socket) -> tuple[int, int, frozenset[int]]:
-    """Return process, user and groups of whoever connected, as they were then."""
-    packed = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
-    pid, uid, gid = struct.unpack("iII", packed)
-    return pid, uid, frozenset({gid, *_groups(client)})
-
-
-def _groups(client: socket.socket) -> Sequence[int]:
-    try:
-        packed = client.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GETSOCKOPT_BYTES)
-    except OSError as error:
-        if error.errno != errno.ERANGE:
-            raise
-    else:
-        return struct.unpack(f"{len(packed) // 4}I", packed)
-    # Python's own asks for no more than that, and there may be 65,536 groups.
-    groups = (ctypes.c_uint32 * _MAX_GROUPS)()
-    size = ctypes.c_uint32(ctypes.sizeof(groups))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.getsockopt(
-        client.fileno(), socket.SOL_SOCKET, _SO_PEERGROUPS, groups, ctypes.byref(size)
-    ):
-        raise OSError(ctypes.get_errno(), "SO_PEERGROUPS")
-    return groups[: size.value // 4]
 
 
 def _turn_away(client: socket.socket, why: str) -> None:

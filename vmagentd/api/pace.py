@@ -42,6 +42,8 @@ _UNDER_WAY: Final = 200
 _TICK_S: Final = 0.02
 _QUIET_TICKS: Final = 5
 _QUIET_S: Final = 1.0
+# How long ago a call can have gone on that gRPC has just been about to take.
+_RECENT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Paces:
             calls_per_second: what one caller may have.
             has_role: by the rules that hold now.
         """
-        self._has_role = has_role
+        self.has_role = has_role
         self._set(calls_per_second)
         # by user
         self._paces: dict[int, _Pace] = {}
@@ -83,7 +85,7 @@ class Paces:
 
     def of(self, peer: LocalPeer) -> _Pace:
         """Return the pace of somebody, who may have got a role meanwhile, or lost it."""
-        if not self._has_role(peer):
+        if not self.has_role(peer):
             return self._without_role
         pace = self._paces.get(peer.uid)
         if pace is None:
@@ -107,6 +109,9 @@ class Passage:
         self._pace = paces.of(peer)
         self._follower = Follower()
         self._go_on: Callable[[], None] = _nothing
+        # calls that have not arrived, and when the last went on
+        self._under_way = 0
+        self._time = 0.0
 
     async def begin(self) -> None:
         """Wait until there may be one more connection."""
@@ -127,12 +132,24 @@ class Passage:
         """Return how many bytes of *data* may go on now; the rest comes next again."""
         pace, before = self._pace, self._follower.calls
         passed, cost = self._follower.within(data, pace.room(self))
-        pace.spend(cost, calls=self._follower.calls - before)
+        calls = self._follower.calls - before
+        pace.spend(cost, calls=calls)
+        if calls:
+            now = asyncio.get_running_loop().time()
+            if now - self._time > _QUIET_S:
+                self._under_way = 0
+            self._under_way += calls
+            self._time = now
         return passed
 
     def arrived(self) -> None:
         """Count a call that has come through gRPC."""
+        self._under_way = max(self._under_way - 1, 0)
         self._pace.arrived()
+
+    def lacks(self) -> bool:
+        """Return whether a call that has gone on of late has not arrived."""
+        return self._under_way > 0 and self._time > asyncio.get_running_loop().time() - _RECENT_S
 
     def wait(self, go_on: Callable[[], None]) -> None:
         """Have *go_on* called when more may go on, if only one frame."""

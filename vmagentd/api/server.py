@@ -55,6 +55,8 @@ HEALTH_NAMES = (*_CALLS, "libvirt", "journal")
 _MAX_REQUEST_BYTES = requests.MAX_WATCHED_VMS * (requests.MAX_NAME_BYTES + 3) + 64 * 1024
 _MAX_CONNECTIONS = 4096
 _TIDY_S = 1.0
+# In how many rounds of the loop a call arrives here that gRPC has taken.
+_ARRIVES_IN = 5
 
 
 def spare_descriptors() -> int:
@@ -145,7 +147,7 @@ class Server:
         self._stack = AsyncExitStack()
         self._crashed = asyncio.Event()
         self._draining = False
-        self._local = self._endpoint(self._bind_local)
+        self._local = self._endpoint(self._bind_local, on_crash=self._on_local_crash)
         self._endpoints = [self._local]
         self._remote: Endpoint | None = None
         if network is not None and network.on:
@@ -237,8 +239,16 @@ class Server:
             if quiet > 1:
                 return
 
+    def _on_local_crash(self) -> None:
+        self._gate.lost()
+        self._crashed.set()
+
     def _endpoint(
-        self, bind: Callable[[aio.Server], None], options: Iterable[tuple[str, int]] = ()
+        self,
+        bind: Callable[[aio.Server], None],
+        options: Iterable[tuple[str, int]] = (),
+        *,
+        on_crash: Callable[[], None] | None = None,
     ) -> Endpoint:
         return Endpoint(
             bind,
@@ -250,7 +260,7 @@ class Server:
                 handlers(_CHANNELZ, channelz.aio.ChannelzServicer()),
             ],
             options=list((dict(_options()) | dict(options)).items()),
-            on_crash=self._crashed.set,
+            on_crash=on_crash or self._crashed.set,
         )
 
     def _bind_local(self, server: aio.Server) -> None:
@@ -267,9 +277,9 @@ class Server:
             for endpoint in self._endpoints:
                 if endpoint.crashed and not self._draining:
                     if endpoint is self._local:
-                        # else a call that has reached gRPC and not yet us is told CANCELLED, and
-                        # nobody tries that again
-                        self._gate.cut_all()
+                        for _ in range(_ARRIVES_IN):
+                            await asyncio.sleep(0)
+                        self._gate.accuse()
                     await endpoint.start_again()
 
     async def _keep_tidy(self) -> Never:

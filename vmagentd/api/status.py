@@ -106,6 +106,7 @@ TABLE: Mapping[type[VmagentdError], Row] = {
     errors.RoleDenied: Row(_C.PERMISSION_DENIED, "ROLE_DENIED"),
     errors.AccessChanged: Row(_C.ABORTED, "ACCESS_CHANGED", _SOON),
     errors.LimitReached: Row(_C.RESOURCE_EXHAUSTED, "LIMIT_REACHED", _SOON),
+    errors.ShutOut: Row(_C.RESOURCE_EXHAUSTED, "LIMIT_REACHED", _LATER),
     errors.StartFailed: Row(_C.FAILED_PRECONDITION, "START_FAILED"),
     errors.HostLimitReached: Row(_C.RESOURCE_EXHAUSTED, "LIMIT_REACHED", _LATER),
     errors.StartTimedOut: Row(_C.DEADLINE_EXCEEDED, "START_TIMED_OUT"),
@@ -203,7 +204,11 @@ def _quota(
     match error:
         case errors.HostExhausted.__name__:
             subject, description = "host", facts.get("libvirt_message", "")
-        case errors.LimitReached.__name__ | errors.HostLimitReached.__name__:
+        case (
+            errors.LimitReached.__name__
+            | errors.ShutOut.__name__
+            | errors.HostLimitReached.__name__
+        ):
             subject = facts.get("subject", "")
             description = f"{facts.get('allowed', '')} {facts.get('limit', '')}"
         case _:

@@ -8,7 +8,7 @@
     │   ├── OperationInProgress · RequestIdReused
     │   └── RevisionCompacted · JournalReplaced · WatcherTooSlow
     ├── AccessError                 somebody may not do it, or not now
-    │   └── CallerUnknown · RoleDenied · AccessChanged · LimitReached
+    │   └── CallerUnknown · RoleDenied · AccessChanged · LimitReached · ShutOut
     ├── OperationEnded              an accepted operation did not succeed
     │   └── StartFailed · StartTimedOut · HostLimitReached · GraceExpired · ForceTimedOut
     │       OperationTimedOut · CancelledByStop · OperationCancelled · OperationInterrupted
@@ -31,6 +31,7 @@ from vmagentd.errors.access import (
     CallerUnknown,
     LimitReached,
     RoleDenied,
+    ShutOut,
 )
 from vmagentd.errors.base import JournalUnwritable, ShuttingDown, VmagentdError, utc
 from vmagentd.errors.hypervisor import (
@@ -122,6 +123,7 @@ __all__ = [
     "RequestIdReused",
     "RevisionCompacted",
     "RoleDenied",
+    "ShutOut",
     "ShuttingDown",
     "SocketInUse",
     "StartFailed",

@@ -66,3 +66,17 @@ class LimitReached(AccessError):
             limit=limit,
             allowed=f"{allowed:g}",
         )
+
+
+class ShutOut(AccessError):
+    """Calls of the user have done harm, or may have: he may not connect for a while."""
+
+    def __init__(self, subject: str, seconds: float) -> None:
+        super().__init__(
+            f"{subject} may not connect for {seconds:.0f} s: a call of one of these connections "
+            "has ended the server that took it, as one does whose method is not UTF-8; try again "
+            "later",
+            subject=subject,
+            limit="connections",
+            allowed=0,
+        )

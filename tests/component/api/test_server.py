@@ -44,7 +44,7 @@ async def test_a_method_name_that_is_not_utf8_does_not_end_the_service(
 ) -> None:
     """It ends the loop in which gRPC takes calls; a new server takes over on the same path."""
     await served.survey(sighting(1, "web"))
-    for n in range(3):
+    for _ in range(3):
         watch = served.stub.WatchStatus(
             pb.WatchStatusRequest(resume=Cursor(journal_id=served.journal.id, revision=0)),
             wait_for_ready=True,
@@ -63,7 +63,7 @@ async def test_a_method_name_that_is_not_utf8_does_not_end_the_service(
         assert answer.vm.name == "web"
         assert stat.S_IMODE(served.path.lstat().st_mode) == 0o666
         ours = [each for each in caplog.records if each.name.startswith("vmagentd")]
-        assert [each.levelno for each in ours] == [logging.WARNING] * (n + 1)
+        assert [each.levelno for each in ours] == [logging.WARNING]  # at most one a minute
     assert not [each for each in caplog.records if each.levelno > logging.WARNING]
 
 

@@ -65,6 +65,7 @@ EXAMPLES: list[VmagentdError] = [
     errors.RoleDenied(CALLER, Role.OPERATOR, vm_name="web"),
     errors.AccessChanged(CALLER),
     errors.LimitReached("user:alice", "calls per second", 2.5),
+    errors.ShutOut("uid:1000", 4.0),
     errors.StartFailed(VM, 1, 10, "no such disk"),
     errors.HostLimitReached(VM, "running VMs", allowed=4),
     errors.StartTimedOut(VM, timedelta(seconds=2)),
