@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeAlias
 
 from vmagentd.errors import JournalReplaced, RevisionCompacted
@@ -15,7 +16,6 @@ from vmagentd.model import Cursor, Revision, VmState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
-    from datetime import timedelta
 
     from vmagentd.journal.store import Journal
     from vmagentd.model import Link, Transition, Vm
@@ -94,6 +94,7 @@ class Watch:
         vms: tuple[str, ...],
         resume: Cursor | None,
         heartbeat_interval: timedelta,
+        shortest_interval: Callable[[], timedelta] = timedelta,
         sees: Sees | None = None,
     ) -> AsyncGenerator[WatchItem]:
         """Yield the snapshot, unless *resume* is given, then all that comes after, for ever.
@@ -105,6 +106,7 @@ class Watch:
             vms: UUIDs and names; only these pass. Empty: all.
             resume: where the watcher left off.
             heartbeat_interval: longest silence.
+            shortest_interval: asked each time; where it is longer it takes that one's place.
             sees: whether a VM of that name exists for the watcher; None: all do. It is shown the
                 transition by which a VM takes such a name, and the one by which it gives it up.
 
@@ -120,11 +122,13 @@ class Watch:
             yield SnapshotEnd(cursor=cursor)
         else:
             after = self._checked(resume)
+
+        def interval_s() -> float:
+            return max(heartbeat_interval, shortest_interval()).total_seconds()
+
         watcher = object()
         try:
-            async for item in self._go_on(
-                watcher, after, passes, heartbeat_interval.total_seconds()
-            ):
+            async for item in self._go_on(watcher, after, passes, interval_s):
                 yield item
         finally:
             self._places.pop(watcher, None)
@@ -142,7 +146,7 @@ class Watch:
         return resume.revision
 
     async def _go_on(
-        self, watcher: object, after: Revision, passes: _Passes, interval_s: float
+        self, watcher: object, after: Revision, passes: _Passes, interval_s: Callable[[], float]
     ) -> AsyncGenerator[WatchItem]:
         journal, loop = self._journal, asyncio.get_running_loop()
         told: object = None
@@ -164,7 +168,7 @@ class Watch:
                         self._on_delivered(transitions)
             condition = (journal.link.connected, journal.link.blind_since, journal.writable)
             if condition != told or loop.time() >= due:
-                told, due = condition, loop.time() + interval_s
+                told, due = condition, loop.time() + interval_s()
                 yield Heartbeat(
                     revision=after, link=journal.link, journal_writable=journal.writable
                 )

@@ -22,7 +22,7 @@ import grpc
 from grpc import aio
 from grpc_status import rpc_status
 
-from vmagentd.api import access, faults, rights, status
+from vmagentd.api import access, faults, limits, rights, status
 from vmagentd.api.gate import ClientGone
 from vmagentd.api.handlers import answer, asked, not_served, parser, vm_meant
 from vmagentd.api.limits import Usage
@@ -259,7 +259,7 @@ class Boundary(aio.ServerInterceptor):
         call.peer = str(call.identity)
         call.caller = self._access.caller_of(call.identity)
         access.keep(call.caller)
-        self._usage.count_call(call.caller.actor, asyncio.get_running_loop().time())
+        limits.keep(self._usage, call.caller.actor).count_call()
         try:
             rights.check(call.role, call.caller)
         except RoleDenied:

@@ -10,6 +10,7 @@ import grpc
 from google.protobuf import descriptor_pool, message_factory
 from grpc import aio
 
+from vmagentd.api import limits
 from vmagentd.api.malformed import parsed
 from vmagentd.api.status import MalformedRequest, NotServed
 from vmagentd.errors import RequestError
@@ -92,10 +93,13 @@ async def vm_meant(parse: Parse, context: Context) -> str | None:
 
 
 async def _requests(parse: Parse, context: Context) -> AsyncIterator[Message]:
-    while True:
-        raw: Any = await context.read()
-        if raw is aio.EOF:
-            return
+    """Yield what comes; each after the first is as much as a call."""
+    first = True
+    raw: Any
+    while (raw := await context.read()) is not aio.EOF:
+        if not first:
+            limits.usage().count_call()
+        first = False
         yield parse(raw)
 
 

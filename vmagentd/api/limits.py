@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -9,6 +11,9 @@ from vmagentd.errors import LimitReached
 
 # In seconds of the rate: how many calls may come at once.
 _BURST_S = 2.0
+# For each stream of a caller, time that his streams leave between two messages that nothing but
+# the clock asks for: all together send no more of them than some hundred streams could.
+_PAUSE_EACH = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +41,7 @@ class Usage:
 
     def __init__(self, limits: CallerLimits) -> None:
         self.limits = limits
+        self.pause_each = _PAUSE_EACH
         self._callers: dict[str, _Caller] = {}
 
     def __len__(self) -> int:
@@ -70,6 +76,10 @@ class Usage:
             raise LimitReached(actor, "streams at a time", self.limits.streams)
         known.streams += 1
 
+    def pause(self, actor: str) -> timedelta:
+        """Return how long each stream is to wait before it sends what only the clock asks for."""
+        return self._callers[actor].streams * self.pause_each
+
     def end_stream(self, actor: str) -> None:
         """Count a stream no more."""
         self._callers[actor].streams -= 1
@@ -83,3 +93,38 @@ class Usage:
         ]
         for actor in idle:
             del self._callers[actor]
+
+
+@dataclass(frozen=True, slots=True)
+class OfCaller:
+    """What the present call's caller has."""
+
+    usage: Usage
+    actor: str
+
+    def count_call(self) -> None:
+        """Count what is as much as a call.
+
+        Raises:
+            LimitReached: it is one too many.
+        """
+        self.usage.count_call(self.actor, asyncio.get_running_loop().time())
+
+    def pause(self) -> timedelta:
+        """Return how long a stream is to wait before it sends what only the clock asks for."""
+        return self.usage.pause(self.actor)
+
+
+_OF_CALLER: ContextVar[OfCaller] = ContextVar("usage")
+
+
+def usage() -> OfCaller:
+    """Return what the present call's caller has."""
+    return _OF_CALLER.get()
+
+
+def keep(usage: Usage, actor: str) -> OfCaller:
+    """Have `usage` return that for the rest of the present call."""
+    kept = OfCaller(usage, actor)
+    _OF_CALLER.set(kept)
+    return kept

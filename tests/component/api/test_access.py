@@ -374,6 +374,47 @@ async def test_so_many_streams_and_no_more(folder: Path) -> None:
         await anext(served.stub.WatchStatus(pb.WatchStatusRequest()).__aiter__())
 
 
+async def test_each_message_of_a_stream_of_requests_is_as_much_as_a_call(folder: Path) -> None:
+    # so few that the next is far off, however long this takes
+    async with serving(folder, Setting(limits=CallerLimits(calls_per_second=0.01))) as served:
+        channel: Any = served.channel
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        call = stub.ServerReflectionInfo()
+        await call.write(request)
+        await call.read()
+        await call.write(request)
+        told = await refusal(call.read())
+        assert told.facts["limit"] == "calls per second"
+
+
+async def test_many_streams_of_one_caller_beat_more_slowly(served: Served) -> None:
+    served.server._boundary._usage.pause_each = timedelta(seconds=0.2)
+    request = pb.WatchStatusRequest(heartbeat_interval=Duration(nanos=100_000_000))
+    first = served.stub.WatchStatus(request).__aiter__()
+    loop = asyncio.get_running_loop()
+
+    async def beat() -> float:
+        while not (await anext(first)).HasField("heartbeat"):
+            pass
+        return loop.time()
+
+    await beat()
+    others = [served.stub.WatchStatus(request) for _ in range(4)]
+    for each in others:
+        await anext(each.__aiter__())
+    async with asyncio.timeout(20):
+        await beat()  # due before they came, or while they did
+        begin = await beat()
+        assert await beat() - begin > 0.9  # for each of five
+        for each in others:
+            each.cancel()
+        await until(lambda: len(served.server._boundary._streaming) == 1)
+        await beat()
+        begin = await beat()
+        assert await beat() - begin < 0.9
+
+
 async def test_a_request_that_never_comes_is_not_waited_for(folder: Path) -> None:
     limits = CallerLimits(call_timeout=timedelta(seconds=0.5))
     async with serving(folder, Setting(limits=limits)) as served:

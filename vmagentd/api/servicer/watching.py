@@ -6,7 +6,7 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, assert_never
 
-from vmagentd.api import access, requests
+from vmagentd.api import access, limits, requests
 from vmagentd.api.frames import Frames
 from vmagentd.errors import WatcherTooSlow
 from vmagentd.watch import Changes, Heartbeat, Snapshot, SnapshotEnd
@@ -43,6 +43,7 @@ class Watching:
             vms=asked.vms,
             resume=asked.resume,
             heartbeat_interval=asked.heartbeat_interval,
+            shortest_interval=limits.usage().pause,
             sees=caller.sees if caller.vm_globs else None,
         )
         clock = asyncio.get_running_loop().time

@@ -426,7 +426,9 @@ class WatchStatusRequest(_message.Message):
 
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
-        """Longest silence, 100 ms to 3600 s. Unset means 10 s."""
+        """Longest silence, 100 ms to 3600 s. Unset means 10 s. It is 1 ms for each stream that the caller
+        has at a time, where that is longer: 2 s for each of 2000.
+        """
 
     def __init__(
         self,
