@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +30,9 @@ _FRESH_S: Final = 1.0
 _USERS: Final = 1024
 # How often it is told that there are no answers.
 _REMIND_S: Final = 60.0
-# Questions that wait for an answer at a time, each in a thread.
+# Questions that wait for an answer at a time, each in a thread; and that wait for their turn.
 _AT_ONCE: Final = 16
+_WAITING: Final = 4096
 
 
 class DirectorySilent(Exception):
@@ -44,12 +46,16 @@ class DirectorySilent(Exception):
 
 @dataclass(slots=True)
 class _Question:
-    """A look-up that is under way."""
+    """A look-up that is under way, or waits for its turn."""
 
+    about: Hashable
+    # asks, and returns what is to be done with the answer; called in a thread
+    ask: Callable[[], Callable[[], None]]
     # done with the answer, or with none if asking failed, and never cancelled
     answered: asyncio.Future[None]
-    # until when it is waited for, in seconds of the loop's clock
-    until: float
+    # by the loop's clock: when it came, and when its turn came
+    time: float
+    begun: bool = False
 
 
 class Directory:
@@ -69,7 +75,7 @@ class Directory:
                 Whatever it raises is no answer.
             gids_of: returns the number of each group, None if there is none, and nothing of
                 those that are not answered for; called in a thread.
-            limit_s: how long an answer is waited for.
+            limit_s: how long an answer is waited for, once it has been asked for.
         """
         # of the groups that are asked for, those that exist
         self.gids: Mapping[str, int] = {}
@@ -79,7 +85,10 @@ class Directory:
         self._groups: frozenset[str] = frozenset()
         self._users: dict[int, tuple[str | None, float]] = {}
         self._open: dict[Hashable, _Question] = {}
-        # by the loop's clock
+        # of those the ones that have no thread yet: first come, first served
+        self._waiting: deque[_Question] = deque()
+        # by the loop's clock: when something was answered last
+        self._answered = 0.0
         self._next_warning = 0.0
 
     async def want(self, groups: Iterable[str]) -> None:
@@ -138,22 +147,24 @@ class Directory:
     ) -> None:
         """Have a thread ask, unless one does so already, and keep its answer, however late.
 
-        Returns without one if there is none in time, or asking fails.
+        Returns without one if there is none in time, or asking fails, or too many wait.
         """
-        until = asyncio.get_running_loop().time() + self._limit_s
-        try:
-            async with asyncio.timeout_at(until) as limit:
-                while question not in self._open and len(self._open) >= _AT_ONCE:
-                    answers = [each.answered for each in self._open.values()]
-                    await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
-                asked = self._open.get(question) or self._begin(question, ask, keep)
-                # One that is late already holds up nobody else.
-                limit.reschedule(min(until, asked.until))
-                await asyncio.shield(asked.answered)
-        except TimeoutError:
+        asked = self._open.get(question)
+        if asked is None:
+            if len(self._waiting) >= _WAITING:
+                self._warn("has been asked too much; users whom it never named cannot connect")
+                return
+            asked = self._put(question, lambda: partial(keep, ask()))
+        # One that is late already holds up nobody else.
+        while (left_s := self._left_s(asked)) > 0 and not asked.answered.done():
+            await asyncio.wait([asked.answered], timeout=left_s)
+        if not asked.answered.done():
             self._warn("does not answer; users whom it never named cannot connect")
-        except RuntimeError as error:
-            self._warn(f"cannot be asked: {error}")
+
+    def _left_s(self, asked: _Question) -> float:
+        """Return how long an answer is still waited for: before its turn, as others get some."""
+        since = asked.time if asked.begun else max(asked.time, self._answered)
+        return since + self._limit_s - asyncio.get_running_loop().time()
 
     def _warn(self, problem: str) -> None:
         """Tell in the log, though not as often as anybody connects."""
@@ -162,34 +173,45 @@ class Directory:
             self._next_warning = now + _REMIND_S
             log.warning("the host's directory of users %s", problem)
 
-    def _begin(
-        self, question: Hashable, ask: Callable[[], _T], keep: Callable[[_T], None]
-    ) -> _Question:
-        """Begin to ask.
-
-        Raises:
-            RuntimeError: there can be no more threads.
-        """
+    def _put(self, about: Hashable, ask: Callable[[], Callable[[], None]]) -> _Question:
+        """Have it asked in its turn."""
         loop = asyncio.get_running_loop()
-        asked = _Question(loop.create_future(), loop.time() + self._limit_s)
+        question = self._open[about] = _Question(about, ask, loop.create_future(), loop.time())
+        self._waiting.append(question)
+        self._go_on()
+        return question
+
+    def _go_on(self) -> None:
+        """Ask what may be asked by now."""
+        while self._waiting and len(self._open) - len(self._waiting) < _AT_ONCE:
+            self._begin(self._waiting.popleft())
+
+    def _begin(self, question: _Question) -> None:
+        loop = asyncio.get_running_loop()
+        question.begun, question.time = True, loop.time()
 
         def told(hear: Callable[[], None]) -> None:
-            del self._open[question]
+            del self._open[question.about]
+            self._answered = loop.time()
             hear()
-            asked.answered.set_result(None)
+            question.answered.set_result(None)
+            self._go_on()
 
         def run() -> None:
             try:
-                hear = partial(keep, ask())
+                hear = question.ask()
             except Exception as error:  # noqa: BLE001 - else it would be under way for ever
                 hear = partial(self._warn, f"cannot be asked: {error!r}")
             with suppress(RuntimeError):  # the daemon has ended meanwhile
                 loop.call_soon_threadsafe(told, hear)
 
-        # A thread of an executor would hold up the end of the process.
-        Thread(target=run, name="names", daemon=True).start()
-        self._open[question] = asked
-        return asked
+        try:
+            # A thread of an executor would hold up the end of the process.
+            Thread(target=run, name="names", daemon=True).start()
+        except RuntimeError as error:  # there can be no more
+            del self._open[question.about]
+            self._warn(f"cannot be asked: {error}")
+            question.answered.set_result(None)
 
 
 def _gids_of(groups: Iterable[str]) -> Mapping[str, int | None]:

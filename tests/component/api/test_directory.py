@@ -6,6 +6,7 @@ import asyncio
 import grp
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -174,11 +175,52 @@ async def test_one_that_is_not_answered_for_holds_up_no_other(server: Server) ->
     waits = asyncio.create_task(directory.user(6))
     await asyncio.sleep(0)  # it runs as far as it gets
     assert await directory.user(0) == "root"
-    assert (len(directory._open), waits.done()) == (16, False)
+    assert (len(directory._waiting), waits.done()) == (1, False)
     assert 6 not in server.asked
     server.go_on.set()
     assert await waits == "name6"
     assert await asyncio.gather(*hanging, last) == [f"name{HANGING + i}" for i in range(16)]
+
+
+async def test_many_at_once_have_their_turns(server: Server) -> None:
+    """However long that takes all in all: it is for each question that there is a time."""
+    asked: list[int] = []
+
+    def name_of(uid: int) -> str:
+        asked.append(uid)
+        time.sleep(0.03)
+        return f"name{uid}"
+
+    directory = Directory(name_of=name_of, gids_of=server.gids_of, limit_s=1)
+    many = [asyncio.create_task(directory.user(uid)) for uid in range(1, 801)]
+    assert await asyncio.gather(*many) == [f"name{uid}" for uid in range(1, 801)]
+    assert asked[0] == 1
+    # first come, first served; threads may overtake each other a little
+    assert all(abs(uid - place) < 32 for place, uid in enumerate(asked, start=1))
+
+
+async def test_who_waits_does_so_no_longer_than_something_is_answered(server: Server) -> None:
+    directory = Directory(name_of=server.name_of, limit_s=0.2)
+    hanging = [asyncio.create_task(directory.user(HANGING + i)) for i in range(16)]
+    await until(lambda: len(server.asked) == 16)
+    async with asyncio.timeout(10):
+        with pytest.raises(DirectorySilent):
+            await directory.user(5)
+    assert 5 not in server.asked
+    await asyncio.wait(hanging)
+    server.go_on.set()
+    await until(lambda: not directory._open)
+    assert await directory.user(5) == "name5"
+
+
+async def test_no_more_wait_than_can_be_connected(server: Server) -> None:
+    directory = Directory(name_of=server.name_of, limit_s=20)
+    many = [asyncio.create_task(directory.user(HANGING + i)) for i in range(16 + 4096)]
+    await until(lambda: len(server.asked) == 16)
+    with pytest.raises(DirectorySilent):
+        await directory.user(5)
+    server.go_on.set()
+    assert len(await asyncio.gather(*many)) == 16 + 4096
 
 
 async def test_groups_that_are_not_answered_for_hold_no_user_up(server: Server) -> None:
