@@ -6,6 +6,7 @@ follows from it, if anything does, is told by `server.py`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Final
 
@@ -13,8 +14,9 @@ from grpc import aio
 
 # gRPC's own; and asyncio's, for a task of gRPC's that ended by one: see `Server._keep_serving`.
 _LOGGERS: Final = ("grpc._cython.cygrpc", "asyncio")
-# a text that is not UTF-8; an answer to a call whose client has gone
-_HARMLESS: Final = (UnicodeDecodeError, aio.InternalError)
+# a text that is not UTF-8; an answer to a call whose client has gone; a call that ended before it
+# began to be served
+_HARMLESS: Final = (UnicodeDecodeError, aio.InternalError, asyncio.CancelledError)
 
 
 def _matters(record: logging.LogRecord) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
@@ -14,9 +15,12 @@ NO_TEXT = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
 
 
 @pytest.mark.parametrize("name", ["grpc._cython.cygrpc", "asyncio"])
-@pytest.mark.parametrize(("error", "kept"), [(GONE, 0), (NO_TEXT, 0), (ValueError("bug"), 1)])
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [(GONE, 0), (NO_TEXT, 0), (asyncio.CancelledError(), 0), (ValueError("bug"), 1)],
+)
 def test_only_what_somebody_must_act_on_is_logged(
-    caplog: pytest.LogCaptureFixture, name: str, error: Exception, kept: int
+    caplog: pytest.LogCaptureFixture, name: str, error: BaseException, kept: int
 ) -> None:
     chatter.keep_out()
     logging.getLogger(name).error("raised by %s", "a method", exc_info=error)
