@@ -82,7 +82,8 @@ def called(calls: int) -> bytes:
 async def test_a_flood_of_somebody_without_a_role_keeps_nobody_out(served: Served) -> None:
     """Of calls that nobody has taken yet gRPC keeps 1,000, and ends others as CANCELLED."""
     ours, loop = 0, asyncio.get_running_loop()
-    until_s = loop.time() + 3
+    began = loop.time()
+    until_s = began + 3
 
     async def call() -> None:
         nonlocal ours
@@ -92,7 +93,9 @@ async def test_a_flood_of_somebody_without_a_role_keeps_nobody_out(served: Serve
 
     async with flood(served.path, 8, 500):
         await asyncio.gather(*(call() for _ in range(10)))
-        assert served.server._boundary.begun - ours < 600  # 100 at once, and 100 a second
+        took = loop.time() - began
+        # 100 at once, and 100 a second, and what had come before
+        assert served.server._boundary.begun - ours < 300 + 100 * took
     await until(lambda: len(served.gate) == 1)
 
 
@@ -282,7 +285,7 @@ async def test_of_those_who_are_gone_nothing_is_kept() -> None:
     paces = Paces(1000, has_role=lambda _: True)
     for uid in range(100):
         paces.of(peer(uid))
-    paces.of(peer(7)).spend(CALL)
+    paces.of(peer(7)).spend(1000 * CALL)  # most of a second
     paces.forget_idle({8})
     assert paces._paces.keys() == {7, 8}
     await until(paces._paces[7].rested)
