@@ -1,25 +1,26 @@
-"""Threads of our own for calls that block.
+"""Threads for calls that block.
 
 Owns the threads of one kind, named `NAME-0`, `NAME-1`, …, started as they are needed, up to a
-limit. They are daemon threads: a ThreadPoolExecutor joins its threads at exit, so that one
-call that hangs would keep the process from ending. Never retries, never touches what a call
-returns. All methods run on the event loop.
+limit. Never retries, never touches what a call returns. All methods run on the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from concurrent.futures import Future
 from contextlib import contextmanager
 from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from vmagentd import threads
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import timedelta
+
+    from vmagentd.threads import Calls
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,6 @@ _HURRY_S = 1.0
 T = TypeVar("T")
 # told of a call: its name, `ok` or the name of its error, its seconds
 OnCall: TypeAlias = "Callable[[str, str, float], object]"
-_Job = tuple[Future[Any], "Callable[[int], Any]"]
 
 
 class NotRun(Exception):
@@ -56,7 +56,7 @@ class Pool:
         self.name = name
         self._limit = limit
         self._backlog = backlog
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: Calls = SimpleQueue()
         self._threads = 0
         self._unfinished: list[Future[Any]] = []
         self._closed = False
@@ -116,12 +116,7 @@ class Pool:
         if self._threads < min(self._limit, len(self._unfinished)):
             number = self._threads
             self._threads += 1
-            threading.Thread(
-                target=_work,
-                args=(self._jobs, number),
-                name=f"{self.name}-{number}",
-                daemon=True,
-            ).start()
+            threads.start(f"{self.name}-{number}", self._jobs, number)
         return future
 
     def _abandon(self, future: Future[Any], result: asyncio.Future[Any]) -> None:
@@ -144,18 +139,3 @@ def measured(name: str, tell: OnCall) -> Iterator[None]:
         raise
     finally:
         tell(name, result, monotonic() - begin)
-
-
-def _work(jobs: SimpleQueue[_Job | None], number: int) -> None:
-    while (job := jobs.get()) is not None:
-        future, call = job
-        if future.set_running_or_notify_cancel():
-            try:
-                result = call(number)
-            except BaseException as error:  # noqa: BLE001  (a thread's main function)
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-                del result
-        # an idle thread keeps nothing alive: a connection closes with its last reference
-        del job, future, call

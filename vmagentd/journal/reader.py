@@ -3,9 +3,6 @@
 Owns the `journal-read` threads. Each read opens a read-only connection of its own and closes
 it: that costs a fifth of a millisecond and leaves nothing to tidy up. What is committed is there:
 readers see the journal as of their own start, and never wait for the writer (WAL).
-
-They are daemon threads: a ThreadPoolExecutor joins its threads at exit, so that one read that
-hangs with its disk would keep the process from ending.
 """
 
 from __future__ import annotations
@@ -14,12 +11,13 @@ import asyncio
 from concurrent.futures import Future
 from enum import Enum
 from queue import SimpleQueue
-from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
+from threading import Event
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from peewee import SqliteDatabase
 
+from vmagentd import threads
 from vmagentd.errors import JournalUnusable, JournalUnwritable, ShuttingDown
 from vmagentd.journal.disk import DATABASE_ERRORS, Fault, cause, fault
 from vmagentd.journal.schema import READER_PRAGMAS
@@ -30,10 +28,10 @@ if TYPE_CHECKING:
     from sqlite3 import Connection
 
     from vmagentd.journal.file import InUse
+    from vmagentd.threads import Calls
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_Calls: TypeAlias = "SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]"
 
 # After so many of SQLite's instructions, some 0.1 ms, a read finds out that nobody waits for it.
 _INSTRUCTIONS: Final = 10_000
@@ -69,7 +67,7 @@ class Reader:
         self._in_use = in_use
         self._damaged = damaged
         # of the lanes that have been used
-        self._calls: dict[Lane, _Calls] = {}
+        self._calls: dict[Lane, Calls] = {}
         self._unfinished: list[Future[Any]] = []
         self._closed = False
 
@@ -132,23 +130,8 @@ class Reader:
         if calls is None:
             calls = self._calls[lane] = SimpleQueue()
             name = f"journal-read-{lane.value}"
-            Thread(target=_work, args=(calls,), name=name, daemon=True).start()
+            threads.start(name, calls)
         future: Future[T] = Future()
         self._unfinished.append(future)
         calls.put((future, call))
         return future
-
-
-def _work(calls: _Calls) -> None:
-    while (job := calls.get()) is not None:
-        future, call = job
-        if future.set_running_or_notify_cancel():
-            try:
-                result = call()
-            except BaseException as error:  # noqa: BLE001 - a thread's border: handed on
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-                del result
-        # an idle thread keeps nothing alive
-        del job, future, call
