@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import socket
-import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from . import wire
 from .conftest import Setting, serving
 from .test_gate import until
 from .test_relay import pair
-from .users import needs_root, visit
+from .users import needs_root, sending, visit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -57,19 +56,9 @@ async def flood(
     path: Path, connections: int, calls: int, *, every_s: float = 0.2
 ) -> AsyncIterator[None]:
     """A flood that has begun."""
-    path.parent.chmod(0o755)
     said = wire.PREFACE + wire.settings() + called(calls)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", FLOOD, str(path), str(connections), said.hex(), str(every_s)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    try:
-        assert await process.stdout.readline() == b"sent\n"
+    async with sending(FLOOD, path, connections, said.hex(), every_s):
         yield
-    finally:
-        await process.communicate(b"")
 
 
 def called(calls: int) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from . import wire
 from .conftest import Served, Setting, serving
 from .test_gate import until
 from .test_server import served_again
-from .users import NOBODY, needs_root, visit
+from .users import NOBODY, needs_root, sending, visit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,18 +46,8 @@ async def sender(
     path: Path, uid: int, said: bytes = BAD, *, again: bool = False
 ) -> AsyncIterator[None]:
     """A user who sends that."""
-    path.parent.chmod(0o755)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", SENDER, str(path), str(uid), said.hex(), "again" if again else ""),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    try:
-        assert await process.stdout.readline() == b"sent\n"
+    async with sending(SENDER, path, uid, said.hex(), "again" if again else ""):
         yield
-    finally:
-        await process.communicate(b"")
 
 
 def suspected(served: Served) -> list[str]:

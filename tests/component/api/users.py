@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Iterable
 
 NOBODY, NOGROUP = 65534, 65534
 
@@ -62,3 +63,23 @@ async def visit(path: Path, *calls: str, **who: Any) -> list[Said]:  # noqa: ANN
         out, _ = await process.communicate()
     assert process.returncode == 0
     return [Said(*json.loads(line)) for line in out.splitlines()]
+
+
+@asynccontextmanager
+async def sending(program: str, path: Path, *arguments: object) -> AsyncIterator[None]:
+    """Run a program that sends something to the socket at *path*; it has when this yields.
+
+    It says `sent` then, and ends with its standard input.
+    """
+    path.parent.chmod(0o755)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, str(path), *map(str, arguments)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        assert await process.stdout.readline() == b"sent\n"
+        yield
+    finally:
+        await process.communicate(b"")

@@ -62,6 +62,7 @@ REBOOT = RebootParameters(
     mode=RebootMode.GRACEFUL, grace_period=60 * SECOND, on_grace_expired=OnGraceExpired.FAIL
 )
 RESET = replace(REBOOT, mode=RebootMode.FORCE)
+STOP_OR_FORCE = replace(STOP, on_grace_expired=OnGraceExpired.FORCE)
 # Long times: what ends earlier in a test ended for a reason of its own.
 TIMES = Times(press_interval=3600 * SECOND, force_timeout=60 * SECOND)
 

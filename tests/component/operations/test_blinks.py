@@ -19,6 +19,7 @@ from tests.component.operations.site import (
     SECOND,
     START,
     STOP,
+    STOP_OR_FORCE,
     TIMES,
     Daemon,
     Site,
@@ -28,7 +29,6 @@ from tests.component.operations.site import (
 )
 from vmagentd.errors import LibvirtRefused
 from vmagentd.model import (
-    OnGraceExpired,
     Operation,
     OperationId,
     OperationOutcome,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
 DONE, ALREADY_DONE = OperationOutcome.DONE, OperationOutcome.ALREADY_DONE
-STOP_OR_FORCE = replace(STOP, on_grace_expired=OnGraceExpired.FORCE)
 
 
 def blink(here: Site, call: str) -> asyncio.Event:

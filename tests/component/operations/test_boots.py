@@ -19,6 +19,7 @@ from tests.component.operations.site import (
     RESUME,
     SECOND,
     STOP,
+    STOP_OR_FORCE,
     TIMES,
     Daemon,
     Site,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DONE, ALREADY_DONE = OperationOutcome.DONE, OperationOutcome.ALREADY_DONE
-STOP_OR_FORCE = replace(STOP, on_grace_expired=OnGraceExpired.FORCE)
 REBOOT_OR_FORCE = replace(REBOOT, on_grace_expired=OnGraceExpired.FORCE)
 RESET = replace(REBOOT_OR_FORCE, mode=RebootMode.FORCE)
 
