@@ -172,7 +172,10 @@ def _size(domain: VirDomain, stats: Mapping[str, int]) -> _Size:
     if "vcpu.current" in stats and "balloon.maximum" in stats:  # it is off
         return _Size(stats["vcpu.current"], stats["balloon.maximum"])
     _, memory_kib, _, vcpus, nanoseconds = domain.info()
-    return _Size(vcpus, memory_kib, timedelta(microseconds=nanoseconds // 1000))
+    # 0 is not told: libvirt says so where it does not find the process, of a VM too that it has
+    # not yet noticed to be off. As a time it would be that of another process, just begun.
+    cpu_time = timedelta(microseconds=nanoseconds // 1000) if nanoseconds else None
+    return _Size(vcpus, memory_kib, cpu_time)
 
 
 def _sighting(

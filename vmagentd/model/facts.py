@@ -97,7 +97,8 @@ class Sighting:
     run_id: int | None
     vcpus: int
     memory_bytes: int
-    # what its hypervisor process has used of all CPUs so far; None if there is none
+    # what its hypervisor process has used of all CPUs so far; None if there is none, or
+    # libvirt does not tell
     cpu_time: timedelta | None = None
     # set if its hypervisor process does not answer libvirt
     unresponsive: Unresponsive | None = None

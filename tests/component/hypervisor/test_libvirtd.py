@@ -2,10 +2,12 @@
 
 import asyncio
 import gc
+import os
 import signal
 import threading
 import time
 from collections.abc import Awaitable, Iterator
+from pathlib import Path
 
 import libvirt
 import pytest
@@ -138,6 +140,32 @@ async def test_a_survey_does_not_wait_for_guests_that_hang(real: Host, guest: Gu
         hanging.signal(signal.SIGCONT)
     states = {vm.vm: vm.state for vm in survey.sightings}
     assert states == {hanging.uuid: VmState.RUNNING, off.uuid: VmState.STOPPED}
+
+
+async def test_of_a_process_that_is_gone_libvirt_does_not_tell_what_it_used(
+    real: Host, libvirtd: PrivateLibvirtd, guest: Guests
+) -> None:
+    """For a moment libvirt says that such a VM runs, and that its CPU time is 0."""
+    vms = [guest() for _ in range(4)]
+    await real.domains.survey()  # its link is open then
+    libvirtd.freeze()
+    try:
+        survey = asyncio.create_task(real.domains.survey())
+        queries = [asyncio.create_task(real.domains.look_up(VmUuid(vm.uuid))) for vm in vms]
+        processes = [libvirtd.qemu_pid(vm.name) for vm in vms]
+        for process in processes:
+            os.kill(process, signal.SIGKILL)
+        await until(lambda: not any(map(is_there, processes)), "the end of all of them")
+    finally:
+        libvirtd.thaw()
+    for query in await asyncio.gather(*queries):
+        assert query.sighting is not None
+        assert query.sighting.cpu_time is None
+    assert {seen.cpu_time for seen in (await survey).sightings} == {None}
+
+
+def is_there(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
 
 
 async def test_a_frozen_libvirtd(connect: Connect, libvirtd: PrivateLibvirtd) -> None:
