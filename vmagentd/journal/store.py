@@ -240,8 +240,8 @@ class Journal(Records):
         self._wake()
         self._refuse(refused)
 
-    def _on_writable(self) -> None:
-        self.writable = True
+    def _on_writable(self, link: Link) -> None:
+        self.link, self.writable = link, True
         self._wake()
 
     def _on_compacted(self, to: Revision) -> None:
@@ -259,7 +259,9 @@ class Journal(Records):
     def _on_commit(self, batch: Batch, done: Sequence[Waiter]) -> None:
         """Show what was committed, then tell those who waited for it."""
         seen = (self.head, self.link)
-        self.head, self.link = batch.head, batch.link
+        self.head = batch.head
+        if self.writable:  # else it is how the link was long ago: `_on_unwritable` told how it is
+            self.link = batch.link
         for vm in batch.vms.values():
             self._known.show(vm)
         self._recent.add(batch.transitions)

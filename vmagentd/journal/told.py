@@ -26,7 +26,8 @@ class Told:
     # nothing can be committed: the cause, the link as it is by now, who is refused. Again when
     # the link changes.
     unwritable: Callable[[str, Link, Waiters], object]
-    writable: Callable[[], object]
+    # it can again, and what waited is: the link as it is by now
+    writable: Callable[[Link], object]
     # history up to there is not complete any more
     compacted: Callable[[Revision], object]
     # its last act, with the error that ended it, if any

@@ -231,7 +231,7 @@ class Writer:
                 )
                 if backlog.lost_refusals:
                     log.warning("audit: %d refusals were not noted", backlog.lost_refusals)
-                self._tell.writable()
+                self._tell.writable(self._fold.link)
                 break
         else:
             log.error(

@@ -34,6 +34,7 @@ from tests.component.journal_faults.disks import MIB, break_off, lock, unlock
 from vmagentd.errors import JournalUnusable, JournalUnwritable, StartupError
 from vmagentd.journal import backlog
 from vmagentd.journal.disk import BALLAST_BYTES, Ballast
+from vmagentd.journal.inbox import MAX_BATCH
 from vmagentd.lifecycle.steps import end, step
 from vmagentd.model import (
     EventKind,
@@ -154,6 +155,38 @@ class TestFullDisk:
             ended, _ = await journal.blind_intervals()
             assert ended.cause == "libvirtd ended"
             assert ended.end_time is not None
+
+    async def test_who_is_blind_is_not_told_connected_as_the_disk_comes_back(
+        self, opening: Open, disk: Disk
+    ) -> None:
+        async with opening(disk.path / "state") as journal:
+            await journal.append(survey(sighting(1)))
+            number = await exhausted(journal, disk)
+            # caught up in several commits, and at most of them the link was up
+            for later in range(1, 8 * MAX_BATCH):
+                journal.record(event(number + later))
+            journal.record(lost(cause="libvirtd ended"))
+            await until(journal, lambda: not journal.link.connected)
+            disk.make_room()
+            await until(journal, lambda: journal.writable or journal.link.connected)
+            assert (journal.writable, journal.link.connected) == (True, False)
+            assert journal.link.cause == "libvirtd ended"
+
+    async def test_of_losses_that_wait_the_youngest_link_is_the_lost_one(
+        self, opening: Open, disk: Disk
+    ) -> None:
+        async with opening(disk.path / "state") as journal:
+            await journal.append(survey(sighting(1)))
+            number = await exhausted(journal, disk)
+            journal.record(lost(link=1))
+            journal.record(lost(link=2))
+            late = journal.submit(survey(sighting(1), after_event=number, link=2))
+            await eventually(lambda: not journal.inbox_depth)  # else they come after the outage
+            disk.make_room()
+            await late
+            assert not journal.link.connected
+            await journal.append(survey(sighting(1), after_event=number, link=3))
+            assert journal.link.connected
 
     async def test_too_many_facts_become_doubts(self, opening: Open, disk: Disk) -> None:
         async with opening(disk.path / "state") as journal:
