@@ -50,13 +50,13 @@ class _Group(ctypes.Structure):
 
 
 def user_name(uid: int) -> str | None:
-    """Return the name of a user, None if there is none.
+    """Return the name of a user, None if there is none that can be told to everybody.
 
     Raises:
         OSError: that is not known.
     """
     ask = ctypes.CDLL(None).getpwuid_r
-    return _entry(ask, ctypes.c_uint32(uid), _Passwd(), lambda it: os.fsdecode(it.pw_name))
+    return _entry(ask, ctypes.c_uint32(uid), _Passwd(), lambda it: _name(it.pw_name))
 
 
 def group_id(name: str) -> int | None:
@@ -66,13 +66,25 @@ def group_id(name: str) -> int | None:
         OSError: that is not known.
     """
     try:
-        key = os.fsencode(name)
+        key = name.encode()
     except UnicodeEncodeError:
         return None
     if b"\0" in key:  # libc would read as far as there
         return None
     ask = ctypes.CDLL(None).getgrnam_r
     return _entry(ask, ctypes.c_char_p(key), _Group(), lambda it: int(it.gr_gid))
+
+
+def _name(raw: bytes) -> str | None:
+    """Return a name of the host's, None if it is not UTF-8 or cannot be printed.
+
+    Messages and the journal hold nothing else; and put right, two names could become one.
+    """
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError:
+        return None
+    return name if name.isprintable() else None
 
 
 def _entry(

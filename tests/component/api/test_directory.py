@@ -59,6 +59,15 @@ async def main():
 asyncio.run(main())
 """
 
+# The names of these users, by another /etc/passwd, which only this process sees.
+NAMES_OF = """
+import ctypes, sys
+from vmagentd.api import nss
+
+ctypes.CDLL(None).__nss_configure_lookup(b"passwd", b"files")
+print(*(ascii(nss.user_name(int(uid))) for uid in sys.argv[1:]))
+"""
+
 
 class Server:
     """A directory that answers for some users only once it is told to."""
@@ -273,3 +282,21 @@ with socket.socket(socket.AF_UNIX) as it:
         await until(lambda: HANGING in directory._users)
         (who,) = await visit(served.path, "whoami", uid=HANGING)
         assert who.answer["actor"] == "user:name1000"
+
+
+@needs_root
+async def test_a_name_that_cannot_be_told_is_none(tmp_path: Path) -> None:
+    """Messages and the journal hold UTF-8 alone, and a log is lines."""
+    names = ["j\u00f6rg".encode(), b"j\xf6rg", b"a\x1bb", b"a b"]
+    lines = (b"%b:x:%d:1::/:/bin/sh\n" % (name, uid) for uid, name in enumerate(names, 61000))
+    (tmp_path / "passwd").write_bytes(b"".join(lines))
+    mount = 'mount --bind "$1" /etc/passwd; echo mounted; shift; exec "$@"'
+    process = await asyncio.create_subprocess_exec(
+        *("unshare", "--mount", "sh", "-ec", mount, "sh", str(tmp_path / "passwd")),
+        *(sys.executable, "-c", NAMES_OF, "61000", "61001", "61002", "61003", "61004"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    mounted, _, said = (await process.communicate())[0].decode().partition("\n")
+    if not mounted:
+        pytest.skip("this machine mounts nothing for us")
+    assert said == "'j\\xf6rg' None None 'a b' None\n"
