@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
-from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
-from vmagentd.journal.rows import load_operations
+from vmagentd.journal.rows import BOOT_HEAD, load_operations, read_meta
 from vmagentd.journal.schema import TRANSITION, TransitionRow
 from vmagentd.lifecycle.moves import give_up, to_come
 from vmagentd.lifecycle.trails import CALL_COUNTS, left_open
-from vmagentd.model import OperationFilter, OperationPhase, TransitionKind
+from vmagentd.model import OperationFilter, OperationPhase, Revision, TransitionKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from datetime import datetime
 
     from peewee import SqliteDatabase
@@ -39,14 +37,18 @@ _MOST: Final = 1000
 def load_given_up(db: SqliteDatabase, *, now: datetime) -> dict[VmUuid, tuple[GivenUp, ...]]:
     """Return what may come yet of each VM at *now*, as the last daemon had it."""
     which = OperationFilter(phases=_GIVEN_UP, min_accept_time=now - CALL_COUNTS - _LONGEST)
+    boot_head = Revision(int(read_meta(db, BOOT_HEAD) or 0))
     given_up: dict[VmUuid, tuple[GivenUp, ...]] = {}
     for operation in reversed(load_operations(db, which, limit=_MOST, after=None)):
         *_, before, last = operation.steps
         if not left_open(operation) or abs(now - last.time) > CALL_COUNTS:
             continue
+        since = _moves_since(db, operation, boot_head)
+        if since is None:
+            continue
         as_it_was = replace(operation, phase=before.phase)
         own = give_up((), as_it_was, time=last.time)
-        for vm in _moves_since(db, operation):
+        for vm in since:
             own = to_come(own, vm)
         if own:
             earlier = given_up.get(operation.vm, ())
@@ -54,11 +56,20 @@ def load_given_up(db: SqliteDatabase, *, now: datetime) -> dict[VmUuid, tuple[Gi
     return given_up
 
 
-def _moves_since(db: SqliteDatabase, operation: Operation) -> Iterator[Vm]:
-    """Yield the VM after each move from state to state since *operation* ended, newest first."""
+def _moves_since(db: SqliteDatabase, operation: Operation, boot_head: Revision) -> list[Vm] | None:
+    """Return the VM after each move from state to state since *operation* ended, newest first.
+
+    None: the host has booted since, and libvirt has forgotten what it was asked for.
+    """
     newest = TransitionRow.select(TransitionRow.record).where(TransitionRow.vm == operation.vm)
-    rows = newest.order_by(TransitionRow.revision.desc()).limit(_MOST).tuples().execute(db)
-    transitions = (TRANSITION.validate_json(record) for (record,) in rows)
-    for transition in takewhile(lambda each: each.operation_id != operation.id, transitions):
+    rows = newest.order_by(TransitionRow.revision.desc()).limit(_MOST).tuples()
+    moves: list[Vm] = []
+    for (record,) in rows.execute(db):
+        transition = TRANSITION.validate_json(record)
+        if transition.revision <= boot_head:
+            return None
+        if transition.operation_id == operation.id:
+            break
         if transition.kind is TransitionKind.STATE:
-            yield transition.vm
+            moves.append(transition.vm)
+    return moves

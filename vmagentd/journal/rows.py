@@ -51,6 +51,8 @@ T = TypeVar("T")
 COMPACTED_TO: Final = "compacted_to"
 # Until when events were lost for the last time, for want of room on the disk.
 EVENTS_LOST: Final = "events_lost_until"
+# The head right after the host's present boot was told.
+BOOT_HEAD: Final = "boot_head"
 
 
 def insert_transitions(db: SqliteDatabase, transitions: Iterable[Transition]) -> None:

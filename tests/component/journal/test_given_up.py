@@ -196,3 +196,16 @@ async def test_libvirt_forgets_it_with_the_boot_of_the_host(daemon: Daemon) -> N
         await give_up(journal, a_start(), STARTING)
     async with daemon(boot="two") as journal:
         assert await hear(journal, 1, BOOTED) is OUT_OF_BAND
+
+
+@pytest.mark.parametrize("vm", [1, 2])
+async def test_it_does_not_come_back_with_the_daemon_after_that_boot(
+    daemon: Daemon, vm: int
+) -> None:
+    async with daemon() as journal:
+        await give_up(journal, replace(a_start(), vm=uuid(vm)), STARTING)
+    async with daemon(boot="two") as journal:
+        await give_up(journal, replace(a_forced_stop(2), vm=uuid(vm)), FORCING)
+    async with daemon(boot="two") as journal:
+        assert await hear(journal, vm, BOOTED) is OUT_OF_BAND
+        assert await hear(journal, vm, DESTROYED) is UNKNOWN  # asked for since that boot
