@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from vmagentd.model import Event, EventsLost, HostGoingDown, LinkLost, Refusal
@@ -99,9 +100,14 @@ class Backlog:
             self._refusals -= isinstance(fact, Refusal)
 
     def _merges(self, lost: LinkLost) -> bool:
-        """Fold *lost* into another loss right before it: one blind time has one beginning."""
-        before = self._entries[-1].fact if self._entries else None
-        if not isinstance(before, LinkLost):
-            return False
-        self._entries[-1] = Entry(replace(before, link=max(before.link, lost.link)))
-        return True
+        """Fold *lost* into the last of two right before it.
+
+        One blind time has one beginning, which the first of them tells; the last one tells why it
+        goes on.
+        """
+        match [entry.fact for entry in islice(reversed(self._entries), 2)]:
+            case [LinkLost() as last, LinkLost()]:
+                self._entries[-1] = Entry(replace(lost, link=max(last.link, lost.link)))
+                return True
+            case _:
+                return False

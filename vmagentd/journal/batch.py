@@ -135,3 +135,4 @@ class Batch:
         else:
             # the blind time goes on; what is in the way now is the better answer to why
             self.link = replace(self.link, cause=lost.cause)
+            self.links.append(self.link)

@@ -53,6 +53,8 @@ COMPACTED_TO: Final = "compacted_to"
 EVENTS_LOST: Final = "events_lost_until"
 # The head right after the host's present boot was told.
 BOOT_HEAD: Final = "boot_head"
+# Between why a blind time began and why it goes on.
+_THEN: Final = ", then: "
 
 
 def insert_transitions(db: SqliteDatabase, transitions: Iterable[Transition]) -> None:
@@ -117,10 +119,23 @@ def write_link(db: SqliteDatabase, link: Link) -> None:
         # not before it began: the host's clock may have been set back meanwhile
         later = fn.MAX(BlindRow.begin_time, end)
         BlindRow.update(end_time=later).where(blind).execute(db)
-    elif link.blind_since is not None and not BlindRow.select().where(blind).exists(db):
-        BlindRow.insert(
-            begin_time=to_column(link.blind_since), end_time=None, cause=link.cause or ""
-        ).execute(db)
+    elif link.blind_since is not None:
+        begin, cause = to_column(link.blind_since), link.cause or ""
+        lasting = _first(BlindRow.select().where(blind).limit(1).execute(db))
+        if lasting is None:
+            BlindRow.insert(begin_time=begin, end_time=None, cause=cause).execute(db)
+        else:
+            BlindRow.update(cause=_and_then(lasting.cause, cause)).where(blind).execute(db)
+
+
+def _and_then(before: str, cause: str) -> str:
+    """Return why a blind time began and why it went on: no more, however often that changes.
+
+    That the cause of its beginning is there again, as a daemon stops once more, is not told: what
+    was in the way meanwhile would be forgotten for it.
+    """
+    first = before.partition(_THEN)[0]
+    return before if cause == first else f"{first}{_THEN}{cause}"
 
 
 def load_link(db: SqliteDatabase, *, now: datetime) -> Link:
@@ -132,7 +147,7 @@ def load_link(db: SqliteDatabase, *, now: datetime) -> Link:
         return Link(
             connected=False,
             blind_since=from_column(row.begin_time),
-            cause=row.cause,
+            cause=row.cause.rpartition(_THEN)[2],
             last_survey_time=last_survey_time,
         )
     newest = TransitionRow.select(fn.MAX(TransitionRow.time)).scalar(db)

@@ -25,6 +25,7 @@ class BlindInterval:
 
     begin_time: datetime
     end_time: datetime | None
+    # why it began; and what was in the way last, if that is something else
     cause: str
 
 

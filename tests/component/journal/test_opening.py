@@ -190,7 +190,11 @@ class TestBlindness:
         await journal.append(lost(cause="second"))
         assert (journal.link.blind_since, journal.link.cause) == (since, "second")
         newest, _ = await journal.blind_intervals()
-        assert newest.cause == "first"
+        assert newest.cause == "first, then: second"
+        await journal.append(lost(cause="third"))
+        await journal.append(survey(sighting(), link=2))
+        newest, _ = await journal.blind_intervals()
+        assert newest.cause == "first, then: third"
 
     async def test_a_survey_through_the_lost_link_does_not_end_it(self, journal: Journal) -> None:
         await journal.append(survey(sighting(), link=1))
@@ -212,6 +216,38 @@ class TestBlindness:
             stopped, first = await journal.blind_intervals()
             assert (stopped.cause, first.cause) == ("vmagentd was stopped", "not connected yet")
             assert stopped.end_time is not None
+
+    async def test_a_daemon_that_cannot_connect_says_so_of_the_time_that_goes_on(
+        self, opened: Open
+    ) -> None:
+        async with opened() as journal:
+            await journal.append(survey(sighting()))
+        for before in ("vmagentd was stopped", "no such socket"):
+            async with opened() as journal:
+                assert journal.link.cause == before
+                await journal.append(lost(link=0, cause="no such socket"))
+                assert journal.link.cause == "no such socket"
+                now, _ = await journal.blind_intervals()
+                assert now.cause == "vmagentd was stopped, then: no such socket"
+                assert now.begin_time == journal.link.blind_since
+        async with opened() as journal:
+            await journal.append(survey(sighting()))
+            ended, _ = await journal.blind_intervals()
+            assert ended.cause == "vmagentd was stopped, then: no such socket"
+
+    async def test_the_next_daemon_knows_what_was_in_the_way_last(
+        self, opened: Open, state_dir: Path
+    ) -> None:
+        async with opened() as journal:
+            await journal.append(survey(sighting()))
+            await journal.append(lost(cause="first"))
+            await journal.append(lost(cause="second"))
+            files = contents(state_dir)
+        restore(state_dir, files)  # as a kill would have left it
+        async with opened() as journal:
+            assert journal.link.cause == "second"
+            now, _ = await journal.blind_intervals()
+            assert now.cause == "first, then: second"
 
     async def test_a_kill_is_one_since_the_last_thing_that_was_certain(
         self, opened: Open, state_dir: Path

@@ -172,20 +172,22 @@ class TestFullDisk:
             assert (journal.writable, journal.link.connected) == (True, False)
             assert journal.link.cause == "libvirtd ended"
 
-    async def test_of_losses_that_wait_the_youngest_link_is_the_lost_one(
+    async def test_losses_that_wait_are_told_by_the_first_and_the_last(
         self, opening: Open, disk: Disk
     ) -> None:
         async with opening(disk.path / "state") as journal:
             await journal.append(survey(sighting(1)))
             number = await exhausted(journal, disk)
-            journal.record(lost(link=1))
-            journal.record(lost(link=2))
-            late = journal.submit(survey(sighting(1), after_event=number, link=2))
+            for link, cause in enumerate(("first", "second", "third", "last"), start=1):
+                journal.record(lost(link, cause))
+            late = journal.submit(survey(sighting(1), after_event=number, link=4))
             await eventually(lambda: not journal.inbox_depth)  # else they come after the outage
             disk.make_room()
             await late
-            assert not journal.link.connected
-            await journal.append(survey(sighting(1), after_event=number, link=3))
+            assert (journal.link.connected, journal.link.cause) == (False, "last")
+            lasting, _ = await journal.blind_intervals()
+            assert lasting.cause == "first, then: last"
+            await journal.append(survey(sighting(1), after_event=number, link=5))
             assert journal.link.connected
 
     async def test_too_many_facts_become_doubts(self, opening: Open, disk: Disk) -> None:

@@ -162,7 +162,7 @@ class BlindInterval(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
     cause: _builtins.str
-    """Why, in one sentence."""
+    """Why it began, in one sentence; and what was in the way last, if that is something else."""
     @_builtins.property
     def begin_time(self) -> _timestamp_pb2.Timestamp:
         """It began at this time."""
