@@ -4,7 +4,9 @@
 
 Six deaf guests have a graceful Stop under way, so libvirt talks to them all the time. By turns
 their QEMU processes are stopped with SIGSTOP and let run; meanwhile a healthy VM is started and
-forced off through the daemon, and a watcher times a suspend that comes from outside.
+forced off through the daemon, and a watcher times a suspend that comes from outside. Each guest
+that hangs has been pressed three times before that: the first press does not return, and the
+others come on top of it.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
+from vmagent.v1 import operation_pb2, vm_pb2
 from vmagent.v1 import vm_agent_service_pb2 as pb
-from vmagent.v1 import vm_pb2
 
 from tests.bench.bed import Bed, bed, told
 from tests.system.calls import FORCE
+from tests.system.deadline import until
 from tests.system.domains import Spec
 from tests.system.guests import Behaviour
 from tests.system.watcher import Watcher
@@ -30,9 +33,11 @@ if TYPE_CHECKING:
     from tests.system.domains import Guest
 
 HUNG = 6
-ROUNDS = 6
-CYCLES = 8
+ROUNDS = 3
+CYCLES = 16
+PRESSES = 3
 PAUSED = vm_pb2.VM_STATE_PAUSED
+SIGNALLED = operation_pb2.OPERATION_PHASE_SIGNALLED
 
 Times = dict[str, list[float]]
 
@@ -43,8 +48,9 @@ def main() -> None:
         deaf = [here.guests(Spec(name=f"deaf{n}", behaviour=Behaviour.DEAF)) for n in range(HUNG)]
         healthy = here.guests(Spec(name="healthy"), running=False)
         processes = [here.libvirtd.qemu_pid(guest.name) for guest in deaf]
+        presses = dict.fromkeys((guest.name for guest in deaf), 0)
         for guest in deaf:
-            callers.submit(_stop_for_long, here, guest)
+            callers.submit(_stop_for_long, here, guest, presses)
         free: Times = {}
         hung: Times = {}
         with Watcher(here.daemon.target) as watcher:
@@ -52,6 +58,7 @@ def main() -> None:
                 for _ in range(ROUNDS):
                     _measure(here, watcher, healthy, free)
                     _signal(processes, signal.SIGSTOP)
+                    _await_presses(presses)
                     _measure(here, watcher, healthy, hung)
                     _signal(processes, signal.SIGCONT)
             finally:
@@ -70,9 +77,19 @@ def _signal(processes: list[int], number: signal.Signals) -> None:
         os.kill(process, number)
 
 
-def _stop_for_long(here: Bed, guest: Guest) -> None:
+def _stop_for_long(here: Bed, guest: Guest, presses: dict[str, int]) -> None:
     request = pb.StopRequest(vm=guest.name, grace_period=Duration(seconds=3000))
-    _call(here.daemon.stub.Stop(request))
+    for step in here.daemon.stub.Stop(request):
+        presses[guest.name] = sum(each.phase == SIGNALLED for each in step.operation.steps)
+
+
+def _await_presses(presses: dict[str, int]) -> None:
+    before = presses.copy()
+    until(
+        lambda: all(presses[name] >= number + PRESSES for name, number in before.items()),
+        f"{PRESSES} presses of each",
+        within_s=180,
+    )
 
 
 def _call(steps: object) -> None:

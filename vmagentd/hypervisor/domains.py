@@ -1,9 +1,9 @@
 """What can be asked of VMs, and done to them, through libvirt.
 
-Owns the pools `libvirt-observe`, `libvirt-act` and `libvirt-kill`, one for each kind of call, so
-that queries and forced stops get through while starts and shutdowns hang. Its methods run on the
-event loop; libvirt is called in the pools' threads. It keeps no domain handle, never retries,
-and never takes an error for a state.
+Owns the pools `libvirt-observe`, `libvirt-act`, `libvirt-start` and `libvirt-kill`, one for each
+kind of call, so that queries, starts and forced stops get through while guests hang. Its methods
+run on the event loop; libvirt is called in the pools' threads. It keeps no domain handle, never
+retries, and never takes an error for a state.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict, TypeVar
 
 import libvirt
 
-from vmagentd.errors import (
-    LibvirtUnreachable,
-    OutcomeUnknown,
-)
+from vmagentd.errors import LibvirtBusy, LibvirtUnreachable, OutcomeUnknown
 from vmagentd.failpoints import failpoint
 from vmagentd.model import Query, Source, Survey, VmUuid
 
-from .guest import REBOOT, SHUTDOWN, AskMethod, Guests, ways
-from .pool import Leave, NotRun, Pool, measured
+from .guest import REBOOT, SHUTDOWN, AskMethod, Guests, Lane, ways
+from .pool import Leave, NotRun, Occupied, Pool, measured
 from .survey import find, find_name, seen, sight_all
 from .translate import libvirt_errors
 
@@ -57,8 +54,9 @@ class Domains:
 
     Every method raises LibvirtUnreachable if libvirt could not be asked; nothing was changed
     then. Those that change something raise OutcomeUnknown if the link broke or the deadline
-    passed in the middle, and every other HypervisorError if libvirt refused. A cancelled call
-    does not begin; one that has begun goes on.
+    passed in the middle, and every other HypervisorError if libvirt refused; LibvirtBusy also if
+    libvirt has not returned from such a call on the VM in time, whoever made that. A cancelled
+    call does not begin; one that has begun goes on.
     """
 
     def __init__(self, connection: Connection, *, on_call: OnCall = lambda *_: None) -> None:
@@ -71,18 +69,23 @@ class Domains:
         self._connection = connection
         self._on_call = on_call
         self._observe = Pool("libvirt-observe", 4)
+        # A call into a guest that hangs does not return, nor does one after it that waits for the
+        # VM's lock in libvirt: hence lanes. libvirtd has 20 threads (`max_workers`) for what all
+        # its clients ask, so more of ours would keep a start waiting there instead of here.
         self._act = Pool("libvirt-act", 16)
+        self._start = Pool("libvirt-start", 16)
         self._kill = Pool("libvirt-kill", 8)
         self._guests = Guests(
             ways=lambda vm: self._ask(lambda link: ways(link, vm)),
             change=partial(self._change, self._act),
+            is_asked=lambda vm: self._act.has((vm, Lane.AGENT)),
         )
         # surveys and queries that have begun
         self._begun = 0
 
     def close(self) -> None:
         """Let the threads end; calls that wait never begin."""
-        for pool in (self._observe, self._act, self._kill):
+        for pool in (self._observe, self._act, self._start, self._kill):
             pool.close()
 
     async def survey(self) -> Survey:
@@ -136,10 +139,11 @@ class Domains:
         flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
         flags |= libvirt.VIR_DOMAIN_START_FORCE_BOOT if discard_saved_state else 0
         await self._change(
-            self._act,
+            self._start,
             vm,
             "start",
             lambda domain: domain.createWithFlags(flags),
+            lane=None,
             leave=leave,
             answered=answered,
         )
@@ -175,7 +179,7 @@ class Domains:
             LibvirtInvalidState: it does not run.
         """
         await self._change(
-            self._kill, vm, "reset", lambda domain: domain.reset(0), deadline=_RESET_DEADLINE
+            self._act, vm, "reset", lambda domain: domain.reset(0), deadline=_RESET_DEADLINE
         )
 
     async def pause(self, vm: VmUuid, *, deadline: timedelta) -> None:
@@ -242,6 +246,7 @@ class Domains:
         name: str,
         change: Callable[[VirDomain], object],
         *,
+        lane: Lane | None = Lane.PROCESS,
         deadline: timedelta | None = None,
         leave: Leave | None = None,
         answered: OnAnswer = lambda: None,
@@ -262,7 +267,11 @@ class Domains:
             answered()
 
         try:
-            await self._run(pool, name, call, deadline)
+            await self._run(pool, name, call, deadline, None if lane is None else (vm, lane))
+        except Occupied as error:
+            if (cause := self._connection.cause) is not None:
+                raise LibvirtUnreachable(cause) from error
+            raise LibvirtBusy(vm, 0, 0, "it has not answered what it was asked before") from error
         except TimeoutError as error:
             if go_ahead.take():
                 raise LibvirtUnreachable(self._why(deadline)) from error
@@ -276,7 +285,12 @@ class Domains:
         return self._connection.cause or f"no answer{in_time}"
 
     async def _run(
-        self, pool: Pool, name: str, call: Callable[[VirConnect], T], deadline: timedelta | None
+        self,
+        pool: Pool,
+        name: str,
+        call: Callable[[VirConnect], T],
+        deadline: timedelta | None,
+        lane: tuple[VmUuid, Lane] | None = None,
     ) -> T:
         links = self._connection.links()
 
@@ -292,6 +306,6 @@ class Domains:
         lost = self._connection.lost()
         try:
             with measured(name, self._on_call):
-                return await pool.run(run, deadline=deadline, hurry=lost)
+                return await pool.run(run, deadline=deadline, hurry=lost, lane=lane)
         except NotRun as error:
             raise LibvirtUnreachable(str(error)) from error

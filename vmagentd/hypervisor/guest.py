@@ -51,6 +51,13 @@ class AskMethod(StrEnum):
     DRIVER = "DRIVER"
 
 
+class Lane(StrEnum):
+    """What of a VM a call occupies in libvirt: another one that needs it waits for its end."""
+
+    PROCESS = "process"
+    AGENT = "agent"
+
+
 class Change(Protocol):
     """Has libvirt do something to a VM."""
 
@@ -61,6 +68,7 @@ class Change(Protocol):
         change: Callable[[VirDomain], object],
         /,
         *,
+        lane: Lane,
         deadline: timedelta,
     ) -> None:
         """Return once libvirt has done it; see `Domains`."""
@@ -115,18 +123,22 @@ class Guests:
     """Asks guests, each by what it can hear."""
 
     def __init__(
-        self, *, ways: Callable[[VmUuid], Awaitable[frozenset[AskMethod]]], change: Change
+        self,
+        *,
+        ways: Callable[[VmUuid], Awaitable[frozenset[AskMethod]]],
+        change: Change,
+        is_asked: Callable[[VmUuid], bool],
     ) -> None:
         """Prepare.
 
         Args:
             ways: finds out how a guest can be asked.
             change: has libvirt do something to a VM, see `Domains`.
+            is_asked: whether a VM's agent was asked by a call that has not returned.
         """
         self._ways = ways
         self._change = change
-        # VMs whose agent was asked by a call that has not returned
-        self._busy: set[VmUuid] = set()
+        self._is_asked = is_asked
         # VMs whose agent was asked in vain a little while ago
         self._rests: set[VmUuid] = set()
 
@@ -135,7 +147,7 @@ class Guests:
         methods = await self._ways(vm)
         agent, acpi = AskMethod.GUEST_AGENT, AskMethod.ACPI
         rests = vm in self._rests and acpi in methods
-        if agent in methods and vm not in self._busy and not rests:
+        if agent in methods and not self._is_asked(vm) and not rests:
             try:
                 return await self._ask_agent(vm, wish)
             except (LibvirtInvalidState, LibvirtUnreachable, OutcomeUnknown):
@@ -160,28 +172,18 @@ class Guests:
         raise NoShutdownMethod(vm, "it has no ACPI and no guest agent is connected")
 
     async def _ask_agent(self, vm: VmUuid, wish: Wish) -> AskMethod:
-        loop = asyncio.get_running_loop()
         flags = wish.flags[AskMethod.GUEST_AGENT]
-        began = False
-
-        def ask(domain: VirDomain) -> None:
-            nonlocal began
-            began = True
-            try:
-                wish.call(domain, flags)
-            finally:
-                # not where it is awaited: that may be given up before the call returns
-                loop.call_soon_threadsafe(self._busy.discard, vm)
-
-        self._busy.add(vm)
         try:
-            await self._change(vm, wish.name, ask, deadline=_AGENT_DEADLINE)
+            await self._change(
+                vm,
+                wish.name,
+                lambda domain: wish.call(domain, flags),
+                lane=Lane.AGENT,
+                deadline=_AGENT_DEADLINE,
+            )
         except OutcomeUnknown as error:
             if not isinstance(error.__cause__, TimeoutError):
                 raise
-        finally:
-            if not began:
-                self._busy.discard(vm)
         return AskMethod.GUEST_AGENT
 
     async def _press(self, vm: VmUuid, wish: Wish, method: AskMethod) -> None:
@@ -190,5 +192,6 @@ class Guests:
             vm,
             wish.name,
             lambda domain: wish.call(domain, flags),
+            lane=Lane.PROCESS,
             deadline=_PRESS_DEADLINE,
         )

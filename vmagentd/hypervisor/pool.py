@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from vmagentd import threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
     from datetime import timedelta
 
     from vmagentd.threads import Calls
@@ -33,6 +33,10 @@ OnCall: TypeAlias = "Callable[[str, str, float], object]"
 
 class NotRun(Exception):
     """The call did not begin, and will not."""
+
+
+class Occupied(Exception):
+    """A call before it in its lane goes on; this one did not begin, and will not."""
 
 
 class Leave:
@@ -59,6 +63,8 @@ class Pool:
         self._jobs: Calls = SimpleQueue()
         self._threads = 0
         self._unfinished: list[Future[Any]] = []
+        # done once the call that has the lane is over, or never begins
+        self._lanes: dict[Hashable, asyncio.Future[None]] = {}
         self._closed = False
 
     async def run(
@@ -67,26 +73,29 @@ class Pool:
         *,
         deadline: timedelta | None = None,
         hurry: asyncio.Future[None] | None = None,
+        lane: Hashable = None,
     ) -> T:
         """Run `call(n)` in thread number n, from 0, and return what it returns.
 
         Once *hurry* is done, the call has 1 s left. Cancelling the await, or the deadline, does
         not stop a call that has begun: it goes on in its thread and its result is dropped. One
-        that has not begun never begins.
+        that has not begun never begins. Of the calls in one *lane* a thread has one at a time,
+        also after that was given up; the others wait here.
 
         Raises:
+            Occupied: the lane was not free in time. Nothing was done.
             NotRun: no thread was free in time, or too many calls wait. Nothing was done.
             TimeoutError: the call has begun and is not over at the deadline.
         """
-        future = self._submit(call)
+        loop = asyncio.get_running_loop()
+        give_up = None if deadline is None else loop.time() + deadline.total_seconds()
+        if lane is not None:
+            await self._until_free(lane, give_up, hurry)
+        future = self._submit(call, lane)
         # asyncio's end of the future: filled through call_soon_threadsafe
         result = asyncio.wrap_future(future)
-        timeout = None if deadline is None else deadline.total_seconds()
-        hurries = () if hurry is None else (hurry,)
         try:
-            await asyncio.wait(
-                (result, *hurries), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-            )
+            await _first((result, hurry), give_up)
             if hurry is not None and hurry.done():
                 await asyncio.wait((result,), timeout=_HURRY_S)
         finally:
@@ -98,6 +107,10 @@ class Pool:
             raise TimeoutError(f"{self.name}: no answer within {deadline}")
         return result.result()
 
+    def has(self, lane: Hashable) -> bool:
+        """Whether a call in that lane goes on, or waits for a thread."""
+        return lane in self._lanes
+
     def close(self) -> None:
         """Let each thread end with the call that it has; calls that wait never begin."""
         self._closed = True
@@ -106,11 +119,23 @@ class Pool:
         for _ in range(self._threads):
             self._jobs.put(None)
 
-    def _submit(self, call: Callable[[int], T]) -> Future[T]:
+    async def _until_free(
+        self, lane: Hashable, give_up: float | None, hurry: asyncio.Future[None] | None
+    ) -> None:
+        while (before := self._lanes.get(lane)) is not None:
+            await _first((before, hurry), give_up)
+            if not before.done():
+                raise Occupied(f"{self.name}: a call before it has not returned")
+
+    def _submit(self, call: Callable[[int], T], lane: Hashable) -> Future[T]:
         self._unfinished = [future for future in self._unfinished if not future.done()]
-        if self._closed or len(self._unfinished) >= self._limit + self._backlog:
-            raise NotRun(f"{len(self._unfinished)} calls wait for {self.name} threads")
+        # those that were given up are in the queue until a thread comes to them
+        waiting = max(len(self._unfinished), self._jobs.qsize())
+        if self._closed or waiting >= self._limit + self._backlog:
+            raise NotRun(f"{waiting} calls wait for {self.name} threads")
         future: Future[T] = Future()
+        if lane is not None:
+            self._occupy(lane, future)
         self._unfinished.append(future)
         self._jobs.put((future, call))
         if self._threads < min(self._limit, len(self._unfinished)):
@@ -119,6 +144,20 @@ class Pool:
             threads.start(f"{self.name}-{number}", self._jobs, number)
         return future
 
+    def _occupy(self, lane: Hashable, future: Future[Any]) -> None:
+        loop = asyncio.get_running_loop()
+        over = self._lanes[lane] = loop.create_future()
+
+        def free() -> None:
+            del self._lanes[lane]
+            over.set_result(None)
+
+        def ended(_: Future[Any]) -> None:
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits
+                loop.call_soon_threadsafe(free)
+
+        future.add_done_callback(ended)
+
     def _abandon(self, future: Future[Any], result: asyncio.Future[Any]) -> None:
         if not future.cancel():
             future.add_done_callback(self._late)
@@ -126,6 +165,13 @@ class Pool:
 
     def _late(self, future: Future[Any]) -> None:
         log.debug("%s: late: %r", self.name, future.exception() or "done")
+
+
+async def _first(awaited: tuple[asyncio.Future[Any] | None, ...], give_up: float | None) -> None:
+    """Wait until one of them is done, or that time (the loop's)."""
+    timeout = None if give_up is None else give_up - asyncio.get_running_loop().time()
+    futures = [each for each in awaited if each is not None]
+    await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Queries and changes on libvirt's test driver."""
 
 import asyncio
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -122,6 +123,20 @@ async def test_shutdown_start_destroy(host: Host) -> None:
     await host.domains.destroy(vm)
     assert (await sighting(host, vm)).reason is Reason.FORCED
     await host.until_seen(vm, "STOPPED_SHUTDOWN", "STARTED_RUNNING", "STOPPED_DESTROYED")
+
+
+async def test_starts_and_forced_stops_do_not_wait_for_guests_that_hang(host: Host) -> None:
+    vm, free = host.vm("a"), threading.Event()
+    act = host.domains._act
+    hung = [asyncio.create_task(act.run(lambda _: free.wait())) for _ in range(100)]
+    await until(lambda: len(act._unfinished) == 100, "no thread for such calls left")
+    try:
+        await host.domains.destroy(vm)
+        await start(host, vm)
+        assert (await sighting(host, vm)).state is VmState.RUNNING
+    finally:
+        free.set()
+    await asyncio.gather(*hung)
 
 
 async def test_what_is_refused_in_the_wrong_state(host: Host) -> None:

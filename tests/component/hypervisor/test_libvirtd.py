@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import libvirt
@@ -18,6 +19,7 @@ from tests.system.domains import Guests, Spec
 from tests.system.guests import Behaviour
 from tests.system.libvirtd import PrivateLibvirtd
 from vmagentd.errors import (
+    LibvirtBusy,
     LibvirtInvalidState,
     LibvirtUnreachable,
     NoShutdownMethod,
@@ -25,11 +27,12 @@ from vmagentd.errors import (
     VmNotFound,
 )
 from vmagentd.hypervisor.guest import AskMethod
-from vmagentd.hypervisor.pool import Leave
+from vmagentd.hypervisor.pool import Leave, Pool
 from vmagentd.model import Reason, VmState, VmUuid
 
 pytestmark = pytest.mark.timeout(120)
 
+SHORT, LONG = timedelta(milliseconds=10), timedelta(seconds=30)
 NOBODY = VmUuid("00000000-0000-4000-8000-000000000000")
 
 
@@ -273,7 +276,10 @@ async def test_how_a_guest_is_asked_to_shut_down(real: Host, guest: Guests) -> N
 async def test_guests_that_hang_delay_nobody_else(
     connect: Connect, libvirtd: PrivateLibvirtd, guest: Guests
 ) -> None:
-    """Libvirtd reads nothing more from a link with five calls under way, not even keepalive."""
+    """Libvirtd reads nothing more from a link with five calls under way, not even keepalive.
+
+    And a second call into a guest that hangs waits in libvirtd for the first one.
+    """
     async with connect(libvirtd.uri, keepalive_s=1) as host:
         await until(lambda: host.connection.connected, "connected")
         hanging = [guest(Spec(Behaviour.DEAF)) for _ in range(6)]
@@ -281,18 +287,65 @@ async def test_guests_that_hang_delay_nobody_else(
         for vm in hanging:
             vm.signal(signal.SIGSTOP)
         presses = [asyncio.create_task(host.domains.shutdown(VmUuid(vm.uuid))) for vm in hanging]
-        began = time.monotonic()
+        await until(lambda: in_libvirt(host.domains._act) == 6, "all of them asked")
+        for vm in hanging * 3:
+            with pytest.raises(LibvirtBusy):
+                await host.domains.pause(VmUuid(vm.uuid), deadline=SHORT)
+        assert host.domains._act._threads == 6
         assert await host.domains.shutdown(VmUuid(healthy.uuid)) is AskMethod.ACPI
         assert len((await host.domains.survey()).sightings) == 7
         await host.until_event(healthy.uuid, "STOPPED_SHUTDOWN")
         await host.domains.start(VmUuid(healthy.uuid), paused=False, discard_saved_state=False)
-        assert time.monotonic() - began < 9  # a press is given up after 10
         # longer than keepalive's patience: not a link was cut off
         answers = await asyncio.gather(*presses, return_exceptions=True)
         assert {type(answer) for answer in answers} == {OutcomeUnknown}
         assert host.witness.losses == []
+        with pytest.raises(LibvirtBusy):  # though it was given up
+            await host.domains.pause(VmUuid(hanging[0].uuid), deadline=SHORT)
         for vm in hanging:
             vm.signal(signal.SIGCONT)
+        await host.domains.pause(VmUuid(hanging[0].uuid), deadline=LONG)
+
+
+async def test_resets_that_hang_keep_nobody_from_being_forced_off(
+    connect: Connect, libvirtd: PrivateLibvirtd, guest: Guests
+) -> None:
+    async with connect(libvirtd.uri) as host:
+        await until(lambda: host.connection.connected, "connected")
+        hanging = [guest(Spec(Behaviour.DEAF)) for _ in range(8)]
+        healthy = guest()
+        for vm in hanging:
+            vm.signal(signal.SIGSTOP)
+        resets = [asyncio.create_task(host.domains.reset(VmUuid(vm.uuid))) for vm in hanging]
+        pools = (host.domains._act, host.domains._kill)
+        await until(lambda: sum(map(in_libvirt, pools)) == 8, "all of them under way")
+        await host.domains.destroy(VmUuid(healthy.uuid))
+        assert not any(reset.done() for reset in resets)
+        for vm in hanging:
+            vm.signal(signal.SIGCONT)
+        await asyncio.gather(*resets)
+
+
+async def test_a_vm_is_forced_off_once_at_a_time(real: Host, guest: Guests) -> None:
+    """Who cancels that and asks again takes no thread from others."""
+    vm = guest()
+    vm.signal(signal.SIGSTOP)  # so that destroy takes its 10 s
+    destroys = [asyncio.create_task(real.domains.destroy(VmUuid(vm.uuid))) for _ in range(3)]
+    await until(lambda: in_libvirt(real.domains._kill), "the first one under way")
+    destroys[0].cancel()
+    answers = await asyncio.gather(*destroys, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [
+        asyncio.CancelledError,
+        LibvirtInvalidState,
+        LibvirtInvalidState,
+    ]
+    assert real.domains._kill._threads == 1
+    assert await state(real, VmUuid(vm.uuid)) == (VmState.STOPPED, Reason.FORCED)
+
+
+def in_libvirt(pool: Pool) -> int:
+    """Return how many calls of that pool a thread has."""
+    return sum(call.running() for call in pool._unfinished)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 
 from tests.component.hypervisor.host import until
-from vmagentd.hypervisor.pool import NotRun, Pool
+from vmagentd.hypervisor.pool import NotRun, Occupied, Pool
 
 SOON = timedelta(seconds=10)
 SHORT = timedelta(milliseconds=50)
@@ -143,6 +143,70 @@ async def test_cancelling_the_await_does_not_stop_the_call(pool: Pool, gate: Gat
         await call
     gate.open()
     assert await pool.run(lambda number: number) in {0, 1}
+
+
+async def test_what_was_given_up_does_not_pile_up(pool: Pool, gate: Gate) -> None:
+    """It lies in the queue for as long as no thread comes to it."""
+    hanging = [asyncio.create_task(pool.run(gate.wait)) for _ in range(2)]
+    await gate.until_entered(2)
+    for _ in range(20):
+        with pytest.raises(NotRun):
+            await pool.run(lambda _: None, deadline=timedelta())
+    assert pool._jobs.qsize() <= 5
+    gate.open()
+    await asyncio.gather(*hanging)
+    await until(lambda: not pool._jobs.qsize(), "the queue seen through")
+    assert await pool.run(lambda _: "free again") == "free again"
+
+
+class TestLanes:
+    async def test_one_call_at_a_time(self, pool: Pool, gate: Gate) -> None:
+        first = asyncio.create_task(pool.run(gate.wait, lane="a"))
+        await gate.until_entered(1)
+        second = asyncio.create_task(pool.run(gate.wait, lane="a"))
+        # it is not at the gate, and it takes no thread from those of other lanes
+        assert await pool.run(lambda number: number, lane="b") == 1
+        assert await pool.run(lambda number: number) == 1
+        assert len(gate.entered) == 1
+        assert (pool.has("a"), pool.has("b")) == (True, False)
+        gate.open()
+        await asyncio.gather(first, second)
+        assert len(gate.entered) == 2
+        await until(lambda: not pool.has("a"), "the lane free")
+
+    async def test_one_that_was_given_up_has_it_until_it_returns(
+        self, pool: Pool, gate: Gate
+    ) -> None:
+        first = asyncio.create_task(pool.run(gate.wait, lane="a"))
+        await gate.until_entered(1)
+        first.cancel()
+        await asyncio.wait([first])
+        for _ in range(3):
+            with pytest.raises(Occupied):
+                await pool.run(gate.wait, lane="a", deadline=SHORT)
+        assert (len(gate.entered), pool._threads) == (1, 1)
+        gate.open()
+        assert await pool.run(lambda _: "mine", lane="a", deadline=SOON) == "mine"
+
+    async def test_one_that_never_begins_leaves_it(self, pool: Pool, gate: Gate) -> None:
+        hanging = [asyncio.create_task(pool.run(gate.wait)) for _ in range(2)]
+        await gate.until_entered(2)
+        for _ in range(3):  # not Occupied
+            with pytest.raises(NotRun):
+                await pool.run(gate.wait, lane="a", deadline=SHORT)
+        gate.open()
+        await asyncio.gather(*hanging)
+
+    async def test_one_in_a_hurry_does_not_wait_for_it(self, pool: Pool, gate: Gate) -> None:
+        hurry = asyncio.get_running_loop().create_future()
+        first = asyncio.create_task(pool.run(gate.wait, lane="a"))
+        await gate.until_entered(1)
+        second = asyncio.create_task(pool.run(gate.wait, lane="a", hurry=hurry))
+        hurry.set_result(None)
+        with pytest.raises(Occupied):
+            await second
+        gate.open()
+        await first
 
 
 async def test_closed_it_runs_nothing(pool: Pool, gate: Gate) -> None:

@@ -64,7 +64,7 @@ async def given_up(daemon: Daemon, how: str) -> None:
 @asynccontextmanager
 async def busy(here: Site) -> AsyncIterator[None]:
     """Let libvirt hang in a call of each thread that starts VMs; then let it go on."""
-    pool, free = here.domains._act, threading.Event()
+    pool, free = here.domains._start, threading.Event()
     hung = [asyncio.create_task(pool.run(lambda _: free.wait())) for _ in range(16)]
     await until(lambda: len(pool._unfinished) == 16 and not pool._jobs.qsize(), "all hang")
     try:
