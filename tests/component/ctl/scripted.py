@@ -20,7 +20,12 @@ from vmagent.v1.operation_pb2 import (
     OperationVerb,
 )
 from vmagent.v1.transition_pb2 import Cursor, Transition, TransitionKind
-from vmagent.v1.vm_agent_service_pb2 import GetHostResponse, StopResponse
+from vmagent.v1.vm_agent_service_pb2 import (
+    GetHostResponse,
+    GetOperationRequest,
+    GetOperationResponse,
+    StopResponse,
+)
 from vmagent.v1.vm_agent_service_pb2_grpc import (
     VmAgentServiceServicer,
     add_VmAgentServiceServicer_to_server,
@@ -84,6 +89,10 @@ async def refuse(
 
 async def get_host(_request: object, _context: Context) -> GetHostResponse:
     return GetHostResponse(host=Host(name="h1", journal_id=JOURNAL, link=UP))
+
+
+async def get_operation(request: GetOperationRequest, _context: Context) -> GetOperationResponse:
+    return GetOperationResponse(operation=operation(request.operation_id.removeprefix("op-of-")))
 
 
 def vm(

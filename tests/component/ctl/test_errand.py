@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 from vmagent.v1.operation_pb2 import OperationPhase, OperationVerb
-from vmagent.v1.vm_agent_service_pb2 import GetOperationResponse, RebootResponse
+from vmagent.v1.vm_agent_service_pb2 import RebootResponse
 
 from tests.component.ctl.scripted import (
     UP,
+    get_operation,
     listening,
     operation,
     refuse,
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmagent.v1.vm_agent_service_pb2 import (
-        GetOperationRequest,
         RebootRequest,
         StopRequest,
         StopResponse,
@@ -49,7 +48,6 @@ class Daemons:
     def __init__(self, target: Path) -> None:
         self.target = target
         self.asked: list[StopRequest] = []
-        self.known = True  # whether the next daemon has the journal of the one before
         self.came = asyncio.Event()
 
     def stops(
@@ -65,14 +63,7 @@ class Daemons:
             if stays:
                 await asyncio.sleep(60)
 
-        return {"Stop": stop, "GetOperation": self.get_operation}
-
-    async def get_operation(
-        self, request: GetOperationRequest, context: Context
-    ) -> GetOperationResponse:
-        if not self.known:
-            await refuse(context, grpc.StatusCode.NOT_FOUND, "OPERATION_NOT_FOUND", "no such")
-        return GetOperationResponse(operation=operation(request.operation_id))
+        return {"Stop": stop, "GetOperation": get_operation}
 
 
 @pytest.fixture
@@ -145,48 +136,6 @@ async def test_one_that_goes_away_before_it_said_a_word(daemons: Daemons) -> Non
         async with serving(daemons.target, **daemons.stops(ACCEPTED, SUCCEEDED)):
             done = await ended(process)
     assert (done.code, done.err) == (0, "")
-
-
-async def test_one_that_cannot_go_on_yet_is_given_time(daemons: Daemons) -> None:
-    refusals = iter([True, True, False])
-
-    async def blind_at_first(
-        request: StopRequest, context: Context
-    ) -> AsyncIterator[StopResponse]:
-        if next(refusals):
-            await refuse(context, grpc.StatusCode.UNAVAILABLE, "LIBVIRT_UNREACHABLE", "not yet")
-        for response in stop_responses(request.vm, ACCEPTED, SUCCEEDED):
-            yield response
-
-    async with (
-        serving(daemons.target, **daemons.stops(ACCEPTED, stays=True)) as server,
-        started(daemons.target, "stop", "a") as process,
-    ):
-        await line(process.stdout)
-        await server.stop(None)
-        await line(process.stderr)
-        asks = daemons.get_operation
-        async with serving(daemons.target, GetOperation=asks, Stop=blind_at_first):
-            done = await ended(process)
-    assert (done.code, done.err) == (0, "")
-
-
-async def test_who_may_do_it_still_after_a_change_of_access_is_not_bothered(
-    daemons: Daemons,
-) -> None:
-    changes = iter([True, False])
-
-    async def reloads(request: StopRequest, context: Context) -> AsyncIterator[StopResponse]:
-        accepted, stopped = stop_responses(request.vm, ACCEPTED, SUCCEEDED)
-        yield accepted
-        if next(changes):
-            await refuse(context, grpc.StatusCode.ABORTED, "ACCESS_CHANGED", "it has changed")
-        yield stopped
-
-    asks = daemons.get_operation
-    async with serving(daemons.target, GetOperation=asks, Stop=reloads):
-        done = await vmagentctl(daemons.target, "stop", "a")
-    assert (done.code, done.err, len(done.out.splitlines())) == (0, "", 2)
 
 
 async def test_several_vms_wait_together(daemons: Daemons) -> None:
@@ -286,25 +235,7 @@ async def test_a_reboot_is_not_promised_to_go_on(target: Path) -> None:
         await server.stop(None)
         done = await ended(process)
     assert done.code == 4
-    assert (
-        "reboot operation op-of-a on a, whose outcome is known when vmagentd is back" in done.err
-    )
-
-
-async def test_a_journal_that_does_not_know_it_is_not_asked_for_another(daemons: Daemons) -> None:
-    async with (
-        serving(daemons.target, **daemons.stops(ACCEPTED, stays=True)) as server,
-        started(daemons.target, "stop", "a") as process,
-    ):
-        await line(process.stdout)
-        await server.stop(None)
-        await line(process.stderr)
-        daemons.known = False
-        async with serving(daemons.target, **daemons.stops(ACCEPTED, SUCCEEDED)):
-            done = await ended(process)
-    assert done.code == 1
-    assert "knows nothing of stop operation op-of-a on a: it has another journal" in done.err
-    assert len(daemons.asked) == 1
+    assert "reboot operation op-of-a on a, which is settled when vmagentd is back" in done.err
 
 
 @pytest.mark.parametrize(("phase", "code"), [(SUCCEEDED, 0), (FAILED, 1)])
@@ -321,20 +252,6 @@ async def test_an_end_that_was_told_is_the_end(
         done = await ended(process)
     assert done.code == code
     assert "lost" not in done.err
-
-
-async def test_an_interrupt_ends_the_waiting_and_names_the_operation(daemons: Daemons) -> None:
-    async with (
-        serving(daemons.target, **daemons.stops(ACCEPTED, stays=True)) as server,
-        started(daemons.target, "stop", "a") as process,
-    ):
-        await line(process.stdout)
-        await server.stop(None)
-        await line(process.stderr)
-        process.send_signal(signal.SIGINT)
-        done = await ended(process)
-    assert done.code == 130
-    assert done.err == "vmagentctl: operation op-of-a on a goes on in the daemon\n"
 
 
 async def test_where_nobody_ever_was_nobody_is_waited_for(target: Path) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 from typing import TYPE_CHECKING
 
 import grpc
@@ -30,7 +29,7 @@ from vmagent.v1.vm_agent_service_pb2 import (
 )
 
 from tests.component.ctl.scripted import UP, operation, refuse, serving, stop_responses, vm
-from tests.component.ctl.terminal import DEADLINE_S, ended, line, started, vmagentctl
+from tests.component.ctl.terminal import DEADLINE_S, vmagentctl
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -162,22 +161,6 @@ async def test_start_asks_for_what_was_wanted(target: Path) -> None:
     )
     assert request.timeout.seconds == 5
     assert (done.code, done.err) == (1, "vmagentctl: no memory [HOST_EXHAUSTED]\n")
-
-
-async def never_ends(request: StopRequest, _context: Context) -> AsyncIterator[StopResponse]:
-    for response in stop_responses(request.vm, ACCEPTED, SIGNALLED):
-        yield response
-    await asyncio.sleep(60)
-
-
-async def test_an_interrupt_ends_it_at_once_and_names_the_operation(target: Path) -> None:
-    async with serving(target, Stop=never_ends), started(target, "stop", "a") as process:
-        await line(process.stdout)
-        await line(process.stdout)
-        process.send_signal(signal.SIGINT)
-        done = await ended(process)
-    assert done.code == 130
-    assert done.err == "vmagentctl: operation op-of-a on a goes on in the daemon\n"
 
 
 @pytest.mark.parametrize("phases", [(), (ACCEPTED,)])

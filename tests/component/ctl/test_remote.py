@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from grpc.aio import Metadata
+from typing_extensions import override  # typing has it since 3.12
 from vmagent.ctl import tls
 from vmagent.ctl.app import run
+from vmagent.ctl.errand import Errand, Way
 from vmagent.ctl.failures import ExitCode
 from vmagent.ctl.follow import Follower
 from vmagent.ctl.operate import Operations
 from vmagent.ctl.screen import Output
 from vmagent.ctl.targets import Remote, TlsFiles, parse_target
-from vmagent.v1.vm_agent_service_pb2 import Heartbeat, StopResponse, WatchStatusResponse
+from vmagent.v1.vm_agent_service_pb2 import (
+    Heartbeat,
+    StopRequest,
+    StopResponse,
+    WatchStatusResponse,
+)
 
 from tests.component.ctl.scripted import cursor, server_of
 from tests.component.ctl.terminal import DEADLINE_S, vmagentctl
@@ -191,16 +198,23 @@ async def test_the_way_is_tried_once_for_all_vms_that_cannot_be_reached(
         writer.write(b"this is no TLS\n")
         writer.close()
 
-    async def lost() -> AsyncIterator[StopResponse]:
-        raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata(), "lost")
-        yield StopResponse()  # type: ignore[unreachable]  # it makes this a generator
+    class Lost(Errand):
+        """Not by gRPC, which tries again when it pleases."""
+
+        @override
+        async def responses(self) -> AsyncIterator[StopResponse]:
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata(), "lost")
+            yield StopResponse()  # type: ignore[unreachable]  # it makes this a generator
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         daemon = parse_target(f"127.0.0.1:{port}", paths(files), {})
-        # Not by gRPC, which tries again when it pleases. The server is of this loop, so that it
-        # answers only if trying does not keep the loop from anything else.
-        ended = await Operations(Output.TABLE, daemon).run("abc", lambda _: lost())
+        way = Way(daemon, timedelta(), print)
+        # The server is of this loop, so that it answers only if trying does not keep the loop
+        # from anything else.
+        ended = await Operations(Output.TABLE, daemon).run(
+            "abc", lambda vm: Lost(way, StopRequest(vm=vm))
+        )
     assert ended is ExitCode.UNREACHABLE
     assert len(tried) == 1
     assert "it does not speak TLS 1.3" in capsys.readouterr().err

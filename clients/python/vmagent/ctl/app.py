@@ -61,6 +61,8 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:  # a full disk under stdout; all others are told where they belong
         leaving.give_up_stdout()
         tell(f"cannot write the answer: {error.strerror}")
+        for sentence in getattr(error, "__notes__", ()):
+            tell(sentence)
         return ExitCode.FAILED
     return code or ExitCode.DONE
 

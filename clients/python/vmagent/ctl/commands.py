@@ -34,9 +34,9 @@ from vmagent.v1.vm_agent_service_pb2 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Iterable
+    from collections.abc import Iterable
 
-    from vmagent.ctl.errand import Request, Step, Way
+    from vmagent.ctl.errand import Request, Way
     from vmagent.ctl.follow import Follower
     from vmagent.ctl.operate import Operations
     from vmagent.ctl.targets import Daemon
@@ -171,10 +171,10 @@ async def operate(
     """Do something to VMs, each by a copy of *request*, if need be with an identity of its own."""
     async with way:
 
-        def call(vm: str) -> AsyncIterable[Step]:
+        def errand(vm: str) -> Errand:
             own = copy.deepcopy(request)
             own.vm = vm
             own.request_id = request.request_id or str(uuid.uuid4())
-            return Errand(way, own).responses()
+            return Errand(way, own)
 
-        return await operations.run(vms, call)
+        return await operations.run(vms, errand)

@@ -15,8 +15,8 @@ import grpc
 import grpc.aio
 
 from vmagent.ctl.channel import open_channel
-from vmagent.ctl.failures import ExitCode, Failure, broken, reason_of
-from vmagent.ctl.words import ENDED, short, span, verb_word
+from vmagent.ctl.failures import ExitCode, Failure, broken, exit_code, reason_of, refusal
+from vmagent.ctl.words import ENDED, plain, short, span, verb_word
 from vmagent.v1.operation_pb2 import OperationVerb
 from vmagent.v1.vm_agent_service_pb2 import (
     GetOperationRequest,
@@ -69,13 +69,15 @@ class Way:
         Args:
             daemon: where it leads.
             patience: how long a daemon that goes away may be away.
-            tell: says to the person that it is away, once each time.
+            tell: says to the person that it is away, and what keeps one that is back from going
+                on, once each time.
         """
         self.daemon, self.patience = daemon, patience
         self._tell = tell
         # since when the daemon is away, by the monotonic clock; None: it is not
         self.lost_at: float | None = None
         self._known = False  # whether anybody was ever there
+        self._obstacle = ""  # why one that is back does not go on, as the person was told last
 
     async def __aenter__(self) -> Self:
         self._open()
@@ -106,11 +108,17 @@ class Way:
     def lost(self) -> float:
         """Take note that the daemon went away; return when."""
         if self.lost_at is None:
-            self.lost_at = time.monotonic()
+            self.lost_at, self._obstacle = time.monotonic(), ""
             if self.patience:
                 patience = span(self.patience)
                 self._tell(f"lost vmagentd at {self.daemon.name}; waiting for it up to {patience}")
         return self.lost_at
+
+    def hindered(self, error: AioRpcError) -> None:
+        """Take note of why a daemon that is back does not go on yet."""
+        if reason_of(error) != self._obstacle:
+            self._obstacle = reason_of(error)
+            self._tell(f"vmagentd at {self.daemon.name} is back, but: {refusal(error)}")
 
     async def renew(self, lost: VmAgentServiceAsyncStub) -> None:
         """Have another channel in place of a lost one, unless another errand had it before."""
@@ -130,7 +138,9 @@ class Errand:
     def __init__(self, way: Way, request: Request) -> None:
         self._way, self._request = way, request
         self._operation: Operation | None = None  # as it was told last
+        # since when the daemon is away, or is back and does not go on; None: neither
         self._lost_at: float | None = None
+        self._hindrance: AioRpcError | None = None  # the latter's reason
 
     async def responses(self) -> AsyncIterator[Step]:
         """Yield what the daemon sends, and after a loss the next daemon, until the call is over.
@@ -155,18 +165,18 @@ class Errand:
             except grpc.aio.AioRpcError as error:
                 if reason_of(error) == "ACCESS_CHANGED":
                     continue  # at once: whether it may go on is told to whoever asks again
-                if not self._is_lost(error):
+                if self._ended and self._is_lost(error):
+                    return  # only the call's end was lost
+                if not self._passes(error):
                     raise
             else:
                 return
-            if self._operation is not None and self._operation.phase in ENDED:
-                return  # only the call's end was lost
-            self._lost_at = self._lost_at or self._way.lost()
             if self._left_s() == 0:
                 raise self._given_up()
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-            await self._way.renew(service)
+            if self._hindrance is None:
+                await self._way.renew(service)
 
     async def _steps(self, service: VmAgentServiceAsyncStub) -> AsyncIterator[Step]:
         """Yield what comes through one channel."""
@@ -179,6 +189,7 @@ class Errand:
             if step is None:
                 return
             self._operation, self._lost_at = step.operation, None
+            self._hindrance = None
             self._way.arrived()
             yield step
 
@@ -186,15 +197,20 @@ class Errand:
         """Make sure that it is known there: else the repeated request would be a new one."""
         asked = GetOperationRequest(operation_id=operation.operation_id)
         try:
-            await service.GetOperation(asked, timeout=self._left_s())
+            async with asyncio.timeout(self._left_s()):
+                await service.GetOperation(asked)
         except grpc.aio.AioRpcError as error:
             if reason_of(error) != "OPERATION_NOT_FOUND":
                 raise
+            self._way.arrived()
+            back = "is back and " if self._lost_at is not None else ""
             sentence = (
-                f"vmagentd at {self._way.daemon.name} is back and knows nothing of "
-                f"{_words(operation)}: it has another journal; look at the VM and ask again"
+                f"vmagentd at {self._way.daemon.name} {back}tells nothing of {_words(operation)}: "
+                "you may not see this VM any more (`vmagentctl whoami`), or it has another "
+                "journal; look at the VM before you ask again"
             )
             raise Failure(sentence, ExitCode.FAILED) from error
+        self._way.arrived()
 
     def _call(self, service: VmAgentServiceAsyncStub) -> AsyncIterator[Step]:
         match self._request:
@@ -209,14 +225,30 @@ class Errand:
             case ResumeRequest():
                 return aiter(service.Resume(self._request))
 
+    @property
+    def _ended(self) -> bool:
+        return self._operation is not None and self._operation.phase in ENDED
+
     def _is_lost(self, error: AioRpcError) -> bool:
-        """Return whether a call ended because the daemon went away, or is not quite back."""
-        reason = reason_of(error)
-        if reason == "SHUTTING_DOWN":
+        """Return whether a call ended because the daemon went away."""
+        if reason_of(error) == "SHUTTING_DOWN":
             return True
-        if reason:  # a daemon that has just started cannot go on before it can ask libvirt
-            return self._lost_at is not None and error.code() is grpc.StatusCode.UNAVAILABLE
         return broken(error) and self._way.was_there()
+
+    def _passes(self, error: AioRpcError) -> bool:
+        """Take note of why a call ended; return whether it is worth waiting until that is over."""
+        if self._is_lost(error):
+            self._lost_at, self._hindrance = self._lost_at or self._way.lost(), None
+            return True
+        if not reason_of(error):
+            return False
+        self._way.arrived()
+        # A daemon that has just started cannot go on before it can ask libvirt.
+        if self._lost_at is None or error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return False
+        self._hindrance = error
+        self._way.hindered(error)
+        return True
 
     def _left_s(self) -> float | None:
         """Return how long the daemon may be away yet; None while it is not."""
@@ -224,19 +256,47 @@ class Errand:
             return None
         return max(0, self._lost_at + self._way.patience.total_seconds() - time.monotonic())
 
-    def _given_up(self) -> Failure:
-        lost, operation = f"lost vmagentd at {self._way.daemon.name}", self._operation
-        again = f"ask again with --request-id {self._request.request_id}"
+    def last_words(self) -> str:
+        """Return what a person who leaves now should know of it; empty if it is over."""
+        operation = self._operation
         if operation is None:
-            sentence = f"{lost} before it told what becomes of {self._request.vm}; {again}"
-            return Failure(sentence, ExitCode.UNREACHABLE)
-        goes_on = operation.verb in _GO_ON
-        future = "which goes on" if goes_on else "whose outcome is known"
-        sentence = (
-            f"{lost} during {_words(operation)}, {future} when vmagentd is back: see `vmagentctl "
-            f"operation {short(operation.operation_id)}`, or {again}"
-        )
+            vm = plain(self._request.vm)
+            return f"vmagentd has not told what becomes of {vm}; {self._again}"
+        if self._ended:
+            return ""
+        name = plain(operation.vm_name)
+        return f"operation {operation.operation_id} on {name} {self._future(operation)}"
+
+    def _given_up(self) -> Failure:
+        """Return how it ends when patience is over."""
+        operation, hindrance = self._operation, self._hindrance
+        todo = self._again
+        if operation is not None:
+            todo = f"see `vmagentctl operation {short(operation.operation_id)}`, or {todo}"
+        if hindrance is not None:
+            sentence, reason = hindrance.details() or "", reason_of(hindrance)
+            if operation is not None:
+                sentence += f"; {_words(operation)} {self._future(operation)}"
+            return Failure(f"{sentence}; {todo}", exit_code(hindrance.code(), reason), reason)
+        lost = f"lost vmagentd at {self._way.daemon.name}"
+        if operation is None:
+            sentence = f"{lost} before it told what becomes of {self._request.vm}; {todo}"
+        else:
+            sentence = (
+                f"{lost} during {_words(operation)}, which {self._future(operation)}: {todo}"
+            )
         return Failure(sentence, ExitCode.UNREACHABLE)
+
+    @property
+    def _again(self) -> str:
+        return f"ask again with --request-id {plain(self._request.request_id)}"
+
+    def _future(self, operation: Operation) -> str:
+        """Return what becomes of an operation that is not over."""
+        if self._lost_at is None:
+            return "goes on in the daemon"
+        when = "vmagentd is back" if self._hindrance is None else "that is over"
+        return f"{'goes on' if operation.verb in _GO_ON else 'is settled'} when {when}"
 
 
 def _words(operation: Operation) -> str:

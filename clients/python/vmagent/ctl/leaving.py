@@ -13,20 +13,21 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import FrameType
 
 _INTERRUPTED = 128 + signal.SIGINT
 _PIPE_CLOSED = 128 + signal.SIGPIPE
 
 
-def on_interrupt(last_words: Callable[[], str] | None = None) -> None:
+def on_interrupt(last_words: Callable[[], Iterable[str]] | None = None) -> None:
     """From now on Ctrl-C ends the process with 130; *last_words* go to stderr before."""
 
     def leave(_signal: int, _frame: FrameType | None) -> None:
         if last_words is not None:
             with suppress(OSError):
-                os.write(2, last_words().encode(errors="backslashreplace"))
+                lines = "".join(f"vmagentctl: {sentence}\n" for sentence in last_words())
+                os.write(2, lines.encode(errors="backslashreplace"))
         os._exit(_INTERRUPTED)
 
     # Not asyncio's way, which cancels a task: a write into a full pipe would not notice.

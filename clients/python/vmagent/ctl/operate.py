@@ -12,7 +12,7 @@ from vmagent.ctl.failures import ExitCode, Failure, outcome, reason_of, refusal
 from vmagent.ctl.screen import Output, Screen, print_json, tell
 from vmagent.ctl.vms import name_of, state_and_reason
 from vmagent.ctl.words import ENDED, clock, length, moment_of, phase_word, plain, verb_word
-from vmagent.v1.operation_pb2 import Operation, OperationOutcome, OperationPhase, OperationVerb
+from vmagent.v1.operation_pb2 import OperationOutcome, OperationPhase, OperationVerb
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from grpc.aio import AioRpcError
     from rich.text import Text
 
-    from vmagent.ctl.errand import Step
+    from vmagent.ctl.errand import Errand, Step
     from vmagent.ctl.targets import Daemon
-    from vmagent.v1.operation_pb2 import OperationStep
+    from vmagent.v1.operation_pb2 import Operation, OperationStep
 
 _AT_ONCE = 64  # more wait for their turn: the daemon bounds what one caller may have open
 _START, _STOP = OperationVerb.OPERATION_VERB_START, OperationVerb.OPERATION_VERB_STOP
@@ -50,40 +50,46 @@ class Operations:
     def __init__(self, output: Output, daemon: Daemon) -> None:
         self._output, self._daemon = output, daemon
         self._screen = Screen()
-        self._open: dict[str, Operation] = {}  # by what the user called the VM
+        # both by what the user called the VM
+        self._unasked: dict[str, None] = {}
+        self._under_way: dict[str, Errand] = {}
         self._told: set[str] = set()
         self._obstacle: asyncio.Task[Failure] | None = None  # on the way to the daemon
 
-    async def run(
-        self, vms: Iterable[str], call: Callable[[str], AsyncIterable[Step]]
-    ) -> ExitCode:
-        """Call for every VM and return the worst of their ends."""
+    async def run(self, vms: Iterable[str], errand: Callable[[str], Errand]) -> ExitCode:
+        """Run an errand for every VM and return the worst of their ends."""
         turn = asyncio.Semaphore(_AT_ONCE)
+        self._unasked = dict.fromkeys(vms)
 
         async def one(vm: str) -> ExitCode:
             async with turn:
-                return await self._one(vm, call(vm))
+                del self._unasked[vm]
+                self._under_way[vm] = errand(vm)
+                code = await self._one(vm, self._under_way[vm].responses())
+                del self._under_way[vm]  # not if it was left before its end
+                return code
 
-        return max(await asyncio.gather(*map(one, dict.fromkeys(vms))))
+        tasks = [asyncio.create_task(one(vm), name=f"errand {vm}") for vm in self._unasked]
+        try:
+            return max(await asyncio.gather(*tasks))
+        finally:  # one may have met a full disk: the others print no more either
+            for task in tasks:
+                task.cancel()
 
-    def last_words(self) -> str:
+    def last_words(self) -> list[str]:
         """Return what a person who leaves early should know."""
-        lines = (
-            f"vmagentctl: operation {operation.operation_id} on {plain(operation.vm_name)} "
-            "goes on in the daemon\n"
-            for operation in list(self._open.values())
-        )
-        return "".join(lines)
+        words = [errand.last_words() for errand in list(self._under_way.values())]
+        if self._unasked:
+            words.append(f"vmagentd was not asked for {', '.join(map(plain, self._unasked))}")
+        return list(filter(None, words))
 
     async def _one(self, vm: str, steps: AsyncIterable[Step]) -> ExitCode:
         try:
-            last = await self._follow(vm, steps)
+            last = await self._follow(steps)
         except grpc.aio.AioRpcError as error:
             return self._fail(await self._failure(error))
         except Failure as failure:
             return self._fail(failure)
-        finally:
-            self._open.pop(vm, None)
         if last is None or last.operation.phase not in ENDED:
             sentence = f"{vm}: the daemon ended the call without saying how it went"
             return self._fail(Failure(sentence, ExitCode.FAILED))
@@ -91,16 +97,11 @@ class Operations:
             return self._fail(outcome(last.operation.error))
         return ExitCode.DONE
 
-    async def _follow(self, vm: str, steps: AsyncIterable[Step]) -> Step | None:
+    async def _follow(self, steps: AsyncIterable[Step]) -> Step | None:
         """Print an operation's steps and return the last message; JSON has it also on failure."""
         last, seen = None, 0
         try:
             async for last in steps:
-                ended = last.operation.phase in ENDED
-                if ended:
-                    self._open.pop(vm, None)
-                else:
-                    self._open[vm] = last.operation
                 if self._output is Output.JSONL:
                     print_json(last, self._output)
                 elif self._output is Output.TABLE:

@@ -207,4 +207,9 @@ def _operate(
     operations = Operations(common.form(output), daemon)
     leaving.on_interrupt(operations.last_words)
     way = Way(daemon, patience, tell)
-    return asyncio.run(commands.operate(way, operations, vms, request))
+    try:
+        return asyncio.run(commands.operate(way, operations, vms, request))
+    except OSError as error:  # stdout cannot be written to
+        for sentence in operations.last_words():
+            error.add_note(sentence)
+        raise
