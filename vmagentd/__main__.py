@@ -53,7 +53,7 @@ def _check(settings: config.Config, file: Path | None) -> int:
         from vmagentd.api import tls  # noqa: PLC0415 - imports gRPC
 
         try:
-            tls.Tls(network.tls)
+            tls.Tls(network.tls, strict=True)
         except StartupError as error:
             print(f"vmagentd: {path}: {error}", file=sys.stderr)  # noqa: T201 - there is no log
             return _EX_CONFIG

@@ -102,21 +102,19 @@ def of_tls(reload: Reload, network: Network, server: Server) -> None:
         server.recheck()
         return AFTER_RESTART if off and not getattr(new.remote, key) else None
 
-    def deny_by(new: Config) -> str | None:
+    async def deny_by(new: Config) -> str | None:
         file = new.remote.deny_file
         if new.remote.listen is None and file is None:
             return AFTER_RESTART
-        try:
-            network.deny_by(file)
-        finally:
-            server.recheck()  # also a file that is no good may deny more
+        await network.deny_by(file)
+        server.recheck()
         return None
 
-    def show(new: Config) -> str | None:
+    async def show(new: Config) -> str | None:
         files = new.remote.files
         if files is None:
             return AFTER_RESTART
-        network.show(files)
+        await network.show(files)
         return None
 
     for key in ("deny_serials", "deny_fingerprints"):

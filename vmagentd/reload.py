@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmagentd.config import Config
 
     # returns what to say of the new value if it does not hold
-    Apply = Callable[[Config], Awaitable[None] | str | None]
+    Apply = Callable[[Config], Awaitable[str | None] | str | None]
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class Reload:
         try:
             done = self._appliers[owner](config)
             if done is not None and not isinstance(done, str):
-                await done
+                done = await done
         except VmagentdError as error:
             log.error(  # noqa: TRY400 - the sentence says it all
                 "%s is left as it was: %s",

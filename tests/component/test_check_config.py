@@ -65,6 +65,19 @@ def test_a_key_of_another_certificate_is_one(
     assert "server.key" in capsys.readouterr().err
 
 
+def test_a_line_that_is_no_good_in_the_list_of_the_denied_is_one(
+    settings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A daemon would start, and obey the other lines."""
+    denied = settings.parent / "denied"
+    denied.write_text("1f\nnonsense\n")
+    assert main(["--config", str(settings), "--check-config"]) == WRONG_SETTINGS
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"vmagentd: {settings}: [remote] {denied} line 2: 'nonsense' is neither")
+    assert err.count("\n") == 1
+
+
 def test_without_a_file_it_says_that_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     if config.DEFAULT_FILE.exists():
         pytest.skip(f"{config.DEFAULT_FILE} is there")

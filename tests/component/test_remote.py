@@ -159,6 +159,45 @@ async def test_one_is_denied_in_the_reload_that_turns_the_port_off(folder: Path)
         assert await _is_let_in(second, ca, port)
 
 
+async def test_a_new_list_holds_but_for_a_line_that_is_no_good(folder: Path) -> None:
+    port, ca = free_port(), issue(None, "the CA", ca=True)
+    first, second, third = (issue(ca, f"client {n}", SUBJECT) for n in range(3))
+    listed = folder / "new"
+    (folder / "denied").write_text(first.serial)
+    configured(folder, ca, port, f'deny_file = "{folder}/denied"')
+    async with daemon(folder) as running, asyncio.timeout(DEADLINE_S):
+        listed.write_text(f"{second.serial}\nnonsense\n")
+        configured(folder, ca, port, f'deny_file = "{listed}"')
+        assert await reloaded(running) == ["deny_file: the new value holds from now on"]
+        log = running.log.read_text()
+        assert f"{listed} line 2: 'nonsense' is neither" in log
+        assert "is left as it was" not in log
+        assert not await _is_let_in(first, ca, port)
+        assert not await _is_let_in(second, ca, port)
+        assert await _is_let_in(third, ca, port)
+        # it is this one that is followed
+        (folder / "mended").write_text(f"{third.serial}\n")
+        (folder / "mended").rename(listed)
+        while await _is_let_in(third, ca, port):
+            pass
+        assert await _is_let_in(first, ca, port)
+        assert await _is_let_in(second, ca, port)
+
+
+async def test_a_line_that_is_no_good_keeps_no_daemon_from_starting(folder: Path) -> None:
+    port, ca = free_port(), issue(None, "the CA", ca=True)
+    denied, other = issue(ca, "client", SUBJECT), issue(ca, "client", SUBJECT)
+    listed = folder / "denied"
+    # in another encoding, as a comment may be too
+    listed.write_bytes(f"# M\xfcller\nM\xfcller\n{denied.serial}\n".encode("latin-1"))
+    configured(folder, ca, port, f'deny_file = "{listed}"')
+    async with daemon(folder) as running, asyncio.timeout(DEADLINE_S):
+        assert not await _is_let_in(denied, ca, port)
+        assert await _is_let_in(other, ca, port)
+        (error,) = (line for line in running.log.read_text().splitlines() if "ERROR" in line)
+        assert f"{listed} line 2: " in error
+
+
 async def test_nothing_of_a_port_that_is_off_holds_from_now_on(folder: Path) -> None:
     port, ca = free_port(), issue(None, "the CA", ca=True)
     async with daemon(folder) as running, asyncio.timeout(DEADLINE_S):

@@ -99,23 +99,23 @@ class Network:
         if self._tls is not None:
             self._tls.deny(denied, beside=beside)
 
-    def deny_by(self, file: Path | None) -> None:
+    async def deny_by(self, file: Path | None) -> None:
         """Deny by this file from now on; it is read again.
 
         Raises:
-            TlsUnusable: it cannot be used; who was denied before still is.
+            TlsUnusable: it cannot be read; who was denied before still is.
         """
         if self._tls is not None:
-            self._tls.deny_by(file)
+            await self._tls.deny_by(file)
 
-    def show(self, files: TlsFiles) -> None:
+    async def show(self, files: TlsFiles) -> None:
         """Show what is in these files from now on; they are read again.
 
         Raises:
             TlsUnusable: they cannot be used; everything stays as it was.
         """
         if self._tls is not None:
-            self._tls.show(files)
+            await self._tls.show(files)
 
     async def keep(self, recheck: Callable[[], None]) -> None:
         """Follow changes of the files, for ever if it is on.

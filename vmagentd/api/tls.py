@@ -4,7 +4,8 @@ A client must show a certificate of one of the client CAs; gRPC verifies that. A
 do is done here for each call: no TLS before 1.3, a name for the client, certificates that are
 denied or have ended. New files are looked into before they are offered.
 
-Runs on the loop, except for the one function that gRPC calls from a thread of its own.
+Runs on the loop, except for what reads files, and the one function that gRPC calls from a thread
+of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vmagentd.api import certificates
 from vmagentd.api.access import place
 from vmagentd.api.denials import Denials
 from vmagentd.api.followed import Followed
-from vmagentd.errors import CallerUnknown, TlsUnusable, utc
+from vmagentd.errors import CallerUnknown, utc
 from vmagentd.model import RemotePeer
 
 if TYPE_CHECKING:
@@ -45,17 +46,21 @@ _FOR_EVER: Final = datetime.max.replace(tzinfo=UTC)
 class Tls:
     """The daemon's side of TLS."""
 
-    def __init__(self, settings: TlsSettings) -> None:
+    def __init__(self, settings: TlsSettings, *, strict: bool = False) -> None:
         """Read the files.
+
+        Args:
+            settings: which ones.
+            strict: refuse whatever is wrong with them; see `Denials`.
 
         Raises:
             TlsUnusable: they cannot be used.
         """
-        self._denials = Denials(settings.denied, settings.deny_file)
-        self._files = settings.files
+        self._denials = Denials(settings.denied, settings.deny_file, strict=strict)
         self._own = Followed(
-            lambda: (self._files.certificate, self._files.key, self._files.client_ca),
-            lambda: certificates.read(self._files, datetime.now(UTC)),
+            settings.files,
+            paths=lambda files: (files.certificate, files.key, files.client_ca),
+            read=lambda files: certificates.read(files, datetime.now(UTC)),
             meanwhile="the files before them stay in use",
         )
         self._offers: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
@@ -123,27 +128,21 @@ class Tls:
         """Deny these from now on; see `Denials.deny`."""
         self._denials.deny(denied, beside=beside)
 
-    def deny_by(self, file: Path | None) -> None:
+    async def deny_by(self, file: Path | None) -> None:
         """Deny by this file from now on; it is read again.
 
         Raises:
-            TlsUnusable: it cannot be used; see `Denials.follow`.
+            TlsUnusable: it cannot be read; see `Denials.follow`.
         """
-        self._denials.follow(file)
+        await self._denials.follow(file)
 
-    def show(self, files: TlsFiles) -> None:
+    async def show(self, files: TlsFiles) -> None:
         """Show what is in these files from now on; they are read again.
 
         Raises:
             TlsUnusable: they cannot be used; everything stays as it was.
         """
-        before, self._files = self._files, files
-        try:
-            changed = self._own.load()
-        except TlsUnusable:
-            self._files = before
-            raise
-        if changed:
+        if await self._own.load(files):
             self._offer()
 
     async def keep(self, recheck: Callable[[], None]) -> Never:
@@ -154,11 +153,11 @@ class Tls:
         """
         while True:
             # first, and whatever the other files are like
-            if self._denials.look() or self._next_end <= datetime.now(UTC):
+            if await self._denials.look() or self._next_end <= datetime.now(UTC):
                 # grows again by all who are still let in
                 self._next_end = _FOR_EVER
                 recheck()
-            if self._own.look():
+            if await self._own.look():
                 self._offer()
             await asyncio.sleep(_LOOK_S)
 
@@ -170,7 +169,7 @@ class Tls:
         for remark in self._own.content.remarks:
             log.warning("%s", remark)
         end = utc(self._own.content.end_time)
-        log.info("offering %s, which ends at %s", self._files.certificate, end)
+        log.info("offering %s, which ends at %s", self._own.files.certificate, end)
 
     def _certificate(self, pem: bytes) -> ClientCertificate:
         """Return what *pem* tells; read once, not at each call."""

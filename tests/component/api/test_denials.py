@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, TextIO
 
 import pytest
 from cryptography.hazmat.primitives.hashes import SHA1
@@ -102,6 +103,32 @@ def _set(link: Path, place: str) -> None:
     new = link.with_name("new")
     new.symlink_to(place)
     new.rename(link)
+
+
+async def test_a_list_that_takes_long_to_read_holds_up_nobody(here: Site) -> None:
+    """As that on a slow disk does, or a very long one: it is a pipe here, which waits for us."""
+    client, denied = here.client(), here.folder / "denied"
+    os.mkfifo(here.folder / "pipe")
+    async with here.connected(client) as stub:
+        (here.folder / "pipe").rename(denied)
+        async with asyncio.timeout(DEADLINE_S):
+            while (pipe := _open_if_read(denied)) is None:
+                assert await _is_let_in(stub)
+        with pipe:
+            assert await _is_let_in(stub)
+            text = f"{client.serial}\n"
+            (here.folder / "list").write_text(text)
+            (here.folder / "list").rename(denied)  # the pipe is not read again
+            pipe.write(text)
+        assert "denied" in await is_refused_soon(stub)
+
+
+def _open_if_read(pipe: Path) -> TextIO | None:
+    """Open a pipe for writing; None: nobody reads it."""
+    try:
+        return os.fdopen(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK), "w")
+    except OSError:
+        return None
 
 
 @pytest.mark.parametrize("label", ["SHA1 Fingerprint=", ""])

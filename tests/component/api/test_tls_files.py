@@ -54,6 +54,11 @@ def test_a_missing_one_is_named(tls: TlsSettings) -> None:
     assert f"{tls.files.client_ca} cannot be read: No such file" in refused(tls)
 
 
+def test_a_list_of_the_denied_that_is_missing_is_named(tls: TlsSettings, tmp_path: Path) -> None:
+    tls = replace(tls, deny_file=tmp_path / "denied")
+    assert f"{tls.deny_file} cannot be read: No such file" in refused(tls)
+
+
 @pytest.mark.parametrize(
     ("how", "why"),
     [
