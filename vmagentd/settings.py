@@ -40,6 +40,7 @@ def caller_limits(config: Config) -> CallerLimits:
     return CallerLimits(
         calls_per_second=limits.calls_per_second,
         streams=limits.streams,
+        calls_at_once=limits.calls_at_once,
         call_timeout=limits.call_timeout,
         stall_timeout=limits.stall_timeout,
     )

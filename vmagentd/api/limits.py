@@ -1,19 +1,33 @@
-"""What one caller may have: calls per second, streams, time. Runs on the loop."""
+"""What one caller may have: calls per second and at a time, streams, time. Runs on the loop."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING
 
 from vmagentd.errors import LimitReached
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from vmagentd.model import Caller
 
 # In seconds of the rate: how many calls may come at once.
 _BURST_S = 2.0
 # For each stream of a caller, time that his streams leave between two messages that nothing but
 # the clock asks for: all together send no more of them than some hundred streams could.
 _PAUSE_EACH = timedelta(milliseconds=1)
+# Of the calls that one caller may have at a time: what all without a role have together, and one
+# of them. What they may do is to be told so, and one user can be many.
+_WITHOUT_ROLE = 0.1
+_ONE_WITHOUT_ROLE = 0.01
+_LEAST_WITHOUT_ROLE = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +36,8 @@ class CallerLimits:
 
     calls_per_second: float = 1000
     streams: int = 2048
+    # others, until their clients have taken the answers
+    calls_at_once: int = 2048
     # a call that is no stream, and what a stream asks for
     call_timeout: timedelta = timedelta(seconds=60)
     # how long a watcher may leave unread what it was sent
@@ -33,7 +49,13 @@ class _Caller:
     # calls that it may make at once, as of `time`
     left: float
     time: float
-    streams: int = 0
+
+
+class _Of(Enum):
+    """What is counted while it is under way; the value says what of."""
+
+    STREAMS = "streams at a time"
+    CALLS = "calls at a time"
 
 
 class Usage:
@@ -43,6 +65,8 @@ class Usage:
         self.limits = limits
         self.pause_each = _PAUSE_EACH
         self._callers: dict[str, _Caller] = {}
+        # by whose and which
+        self._under_way: Counter[tuple[str, _Of]] = Counter()
 
     def __len__(self) -> int:
         """Return of how many callers something is kept."""
@@ -65,32 +89,45 @@ class Usage:
             raise LimitReached(actor, "calls per second", rate)
         known.left -= 1
 
-    def begin_stream(self, actor: str) -> None:
-        """Count a stream, of a caller whose call was counted just now.
+    def begin(self, caller: Caller, *, streams: bool) -> Callable[[], None]:
+        """Count a call among those under way, until what this returns is called.
 
         Raises:
             LimitReached: it is one too many.
         """
-        known = self._callers[actor]
-        if known.streams >= self.limits.streams:
-            raise LimitReached(actor, "streams at a time", self.limits.streams)
-        known.streams += 1
+        counted = self._counted(caller, streams=streams)
+        for (whose, which), allowed in counted.items():
+            if self._under_way[whose, which] >= allowed:
+                raise LimitReached(whose, which.value, allowed)
+        self._under_way.update(counted.keys())
+        return partial(self._end, counted.keys())
 
     def pause(self, actor: str) -> timedelta:
         """Return how long each stream is to wait before it sends what only the clock asks for."""
-        return self._callers[actor].streams * self.pause_each
+        return self._under_way[actor, _Of.STREAMS] * self.pause_each
 
-    def end_stream(self, actor: str) -> None:
-        """Count a stream no more."""
-        self._callers[actor].streams -= 1
+    def _counted(self, caller: Caller, *, streams: bool) -> dict[tuple[str, _Of], int]:
+        """Return as what a call counts, and how many of it there may be."""
+        if not caller.grants:
+            most = self.limits.calls_at_once
+            all_of_them = f"everybody without a role ({caller.origin.lower()})"
+            return {
+                (caller.actor, _Of.CALLS): max(int(most * _ONE_WITHOUT_ROLE), _LEAST_WITHOUT_ROLE),
+                (all_of_them, _Of.CALLS): max(int(most * _WITHOUT_ROLE), _LEAST_WITHOUT_ROLE),
+            }
+        if streams:
+            return {(caller.actor, _Of.STREAMS): self.limits.streams}
+        return {(caller.actor, _Of.CALLS): self.limits.calls_at_once}
+
+    def _end(self, counted: Iterable[tuple[str, _Of]]) -> None:
+        self._under_way.subtract(counted)
+        for each in counted:
+            if not self._under_way[each]:
+                del self._under_way[each]
 
     def forget_idle(self, now: float) -> None:
-        """Forget everybody who has no stream and may make as many calls as ever."""
-        idle = [
-            actor
-            for actor, known in self._callers.items()
-            if not known.streams and now - known.time >= _BURST_S
-        ]
+        """Forget everybody who may make as many calls as ever."""
+        idle = [actor for actor, known in self._callers.items() if now - known.time >= _BURST_S]
         for actor in idle:
             del self._callers[actor]
 

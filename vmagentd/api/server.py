@@ -233,9 +233,9 @@ class Server:
         """Wait until gRPC has handed over what has reached it, as far as one can tell."""
         quiet = 0
         for _ in range(_HAND_OVERS):
-            before = self._boundary.begun
+            before = self._boundary.calls.begun
             await asyncio.sleep(_HAND_OVER_S)
-            quiet = quiet + 1 if self._boundary.begun == before else 0
+            quiet = quiet + 1 if self._boundary.calls.begun == before else 0
             if quiet > 1:
                 return
 
@@ -283,10 +283,10 @@ class Server:
                     await endpoint.start_again()
 
     async def _keep_tidy(self) -> Never:
-        """Close connections of local clients that have left a stream unread for too long."""
+        """Close connections of local clients that have left too much untaken, or for too long."""
         while True:
             await asyncio.sleep(_TIDY_S)
             self._gate.tidy()
-            for connection in self._boundary.tidy():
-                if self._gate.cut(connection):
-                    log.warning("closed a connection whose client does not read")
+            count = sum(map(self._gate.cut, self._boundary.tidy()))
+            if count:
+                log.warning("connections closed whose clients do not read: %d", count)

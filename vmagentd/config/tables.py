@@ -213,6 +213,8 @@ class LimitSettings(_Table):
     calls_per_second: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     # watches and operations that one caller follows at a time
     streams: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
+    # other calls of one caller under way
+    calls_at_once: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     # longest time for a call that is no stream
     call_timeout: Duration = timedelta(seconds=60)
     # longest time that a watcher may leave unread what it was sent

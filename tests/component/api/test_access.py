@@ -318,11 +318,12 @@ async def test_a_call_that_says_later_what_it_is_about_gains_nothing(
     served = narrow.served
     channel: Any = served.channel
     call = channel.stream_stream(f"/vmagent.v1.VmAgentService/{method}")()
-    boundary = served.server._boundary
-    await until(lambda: boundary._unary | boundary._streaming)
+    calls = served.server._boundary.calls
+    await until(lambda: [*calls])
+    (begun,) = calls
     await served.access.apply(NARROW[::-1])  # nothing is different
     served.server.recheck()
-    assert not boundary._dismissed
+    assert begun.dismissed is None
     await served.access.apply(rules)
     served.server.recheck()
     async with asyncio.timeout(20):
@@ -370,7 +371,7 @@ async def test_so_many_streams_and_no_more(folder: Path) -> None:
         assert told.facts["allowed"] == "3"
         await served.stub.WhoAmI(pb.WhoAmIRequest())
         calls[0].cancel()
-        await until(lambda: len(served.server._boundary._streaming) == 2)
+        await until(lambda: len(served.server._boundary.calls) == 2)
         await anext(served.stub.WatchStatus(pb.WatchStatusRequest()).__aiter__())
 
 
@@ -409,7 +410,7 @@ async def test_many_streams_of_one_caller_beat_more_slowly(served: Served) -> No
         assert await beat() - begin > 0.9  # for each of five
         for each in others:
             each.cancel()
-        await until(lambda: len(served.server._boundary._streaming) == 1)
+        await until(lambda: len(served.server._boundary.calls) == 1)
         begin = await beat()
         while (now := await beat()) - begin >= 0.9:
             begin = now
@@ -432,14 +433,8 @@ def test_of_those_who_are_idle_nothing_is_kept() -> None:
     usage = Usage(CallerLimits(calls_per_second=2, streams=1))
     for number in range(1000):
         usage.count_call(f"uid:{number}", 0.0)
-    usage.begin_stream("uid:7")
     usage.forget_idle(1.0)
     assert len(usage) == 1000
-    usage.forget_idle(3.0)
-    assert len(usage) == 1
-    with pytest.raises(LimitReached):
-        usage.begin_stream("uid:7")
-    usage.end_stream("uid:7")
     usage.forget_idle(3.0)
     assert not len(usage)
 
@@ -459,11 +454,11 @@ async def test_a_watcher_that_does_not_read_is_told_where_to_go_on(folder: Path)
             + wire.call(b"/vmagent.v1.VmAgentService/WatchStatus")
             + wire.message(request)
         )
-        boundary = served.server._boundary
-        await until(lambda: boundary._writing)
-        since = next(iter(boundary._writing.values()))
+        calls = served.server._boundary.calls
+        await until(lambda: [*calls])
+        (call,) = calls
         loop = asyncio.get_running_loop()
-        await until(lambda: loop.time() - since > 1.1)
+        await until(lambda: call.given and loop.time() - call.given > 1.1)
         more = struct.pack(">I", 1 << 24)
         writer.write(wire.frame(8, 0, 0, more) + wire.frame(8, 0, 1, more))
         async with asyncio.timeout(10):

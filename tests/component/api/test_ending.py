@@ -93,10 +93,10 @@ async def test_who_goes_on_calling_from_another_host_does_not_hold_it_up(folder:
 
     async with site(folder) as here:
         going_on = asyncio.create_task(asyncio.to_thread(go_on, here))
-        boundary = here.served.server._boundary
+        calls = here.served.server._boundary.calls
         try:
             async with asyncio.timeout(DEADLINE_S):
-                await until(lambda: boundary.begun > 0)
+                await until(lambda: calls.begun > 0)
                 await here.served.server.drain()
         finally:
             over.set()

@@ -85,7 +85,7 @@ async def test_others_get_in_at_once(folder: Path) -> None:
             + wire.message(b"")
         )
         async with sender(served.path, VIEWER, hello):
-            await until(lambda: served.server._boundary.begun == 1)
+            await until(lambda: served.server._boundary.calls.begun == 1)
             async with sender(served.path, NOBODY):
                 await until(lambda: suspected(served))
             await served_again(served)
