@@ -282,12 +282,15 @@ class Boundary(aio.ServerInterceptor):
 
     def _status(self, error: BaseException, call: Call) -> status_pb2.Status:
         """Return the status that tells of *error*; if it is a refusal, that is told elsewhere."""
-        if isinstance(error, VmagentdError) and rights.refuses(call.role, error):
-            who = call.caller
-            if who is None and call.identity is not None:  # known, and not let in
-                who = access.holder(call.identity)
-            self._on_refusal(who, call.peer, call.method, error)
-        return status.status_of(error)
+        try:
+            if isinstance(error, VmagentdError) and rights.refuses(call.role, error):
+                who = call.caller
+                if who is None and call.identity is not None:  # known, and not let in
+                    who = access.holder(call.identity)
+                self._on_refusal(who, call.peer, call.method, error)
+            return status.status_of(error)
+        except Exception as fault:  # noqa: BLE001  # else gRPC would tell its text
+            return status.status_of(faults.logged(call.method, fault))
 
 
 def _call(method: str, role: Role | None, context: _Context, *, streams: bool) -> Call:

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from vmagent.v1.vm_agent_service_pb2_grpc import VmAgentServiceAsyncStub
 
+    from vmagentd.api.boundary import OnRefusal
     from vmagentd.errors import VmagentdError
 
 # Facts of libvirt: nothing of it is needed here.
@@ -100,6 +101,8 @@ class Setting:
     network: NetworkSettings | None = None
     directory: Directory | None = None
     refusals: list[tuple[Caller | None, str, str, VmagentdError]] = field(default_factory=list)
+    # instead of keeping it there
+    on_refusal: OnRefusal | None = None
 
 
 @dataclass
@@ -206,7 +209,7 @@ async def serving_at(
             servicer,
             access=access,
             limits=setting.limits,
-            on_refusal=lambda *refusal: setting.refusals.append(refusal),
+            on_refusal=setting.on_refusal or (lambda *each: setting.refusals.append(each)),
             gate=gate,
             socket=place,
             network=network,

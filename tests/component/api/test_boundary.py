@@ -13,10 +13,10 @@ import pytest
 from grpc import aio
 from vmagent.v1 import vm_agent_service_pb2 as pb
 
-from vmagentd.errors import ConfigError
+from vmagentd.errors import ConfigError, VmNotFound
 
 from . import wire
-from .conftest import collected, refusal, serving, sighting
+from .conftest import Setting, collected, refusal, serving, sighting
 from .scripted import for_ever
 from .test_operations import ACCEPTED, DONE
 
@@ -74,6 +74,31 @@ async def test_an_inner_time_limit_is_a_fault_and_no_silence(served: Served) -> 
     served.operations.steps = [too_late]
     async with asyncio.timeout(10):
         assert (await refusal(served.stub.Start(START))).reason == "FAULT"
+
+
+async def test_an_end_that_cannot_be_told_is_a_fault(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.operations.steps = [VmNotFound("j\udcf6rg")]  # no UTF-8
+    async with asyncio.timeout(10):
+        assert (await refusal(served.stub.Start(START))).reason == "FAULT"
+    (record,) = _ours(caplog)
+    assert record.levelno == logging.ERROR
+
+
+async def test_a_refusal_that_nobody_takes_account_of_is_a_fault(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("secret")
+
+    async with serving(folder, Setting(on_refusal=fail)) as served:
+        served.operations.steps = [VmNotFound("web")]
+        async with asyncio.timeout(10):
+            refused = await refusal(served.stub.Start(START))
+        assert refused.reason == "FAULT"
+        assert "secret" not in str(refused)
+    assert any(record.levelno == logging.ERROR for record in _ours(caplog))
 
 
 async def test_a_client_that_cancels_ends_its_call_and_nothing_else(
