@@ -50,10 +50,15 @@ class HostLimitReached(OperationEnded):
 class StartTimedOut(OperationEnded):
     """The VM was not up in time."""
 
-    def __init__(self, vm: Vm, timeout: timedelta) -> None:
+    def __init__(self, vm: Vm, timeout: timedelta, *, asked: bool = True) -> None:
+        yet = (
+            "watch it, it may still come up"
+            if asked
+            else "libvirt was not asked to start it in that time, so try again"
+        )
         super().__init__(
             f"VM {vm.name} ({vm.uuid}) was not running within {timeout.total_seconds():g} s, "
-            f"it is {vm.state}; watch it, it may still come up",
+            f"it is {vm.state}; {yet}",
             vm=vm.uuid,
             state=vm.state,
             timeout_s=f"{timeout.total_seconds():g}",

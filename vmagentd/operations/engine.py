@@ -160,6 +160,7 @@ class Operations:
             except JournalUnwritable:
                 raise
             except VmagentdError:
+                run.leave()  # others need not wait until its end is committed
                 await run.look_if_possible()
                 if known or not run.force_is_due:
                     raise

@@ -200,7 +200,8 @@ class Run:
 
         At its deadline at the latest: those that hang must not keep all others waiting.
         """
-        if (claim := self.claim) is None:
+        claim, self.claim = self.claim, None
+        if claim is None:
             return
         if self.starting is None:
             self.starts.leave(claim)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vmagentd.model import Vm
     from vmagentd.operations.cursor import Cursor
     from vmagentd.operations.run import Run
+    from vmagentd.operations.starts import StartCall
 
 
 # Phases of before libvirt is asked.
@@ -141,7 +142,7 @@ async def _take_turn(run: Run, parameters: StartParameters) -> None:
         await claim.turn.wait()
     run.check()
     if not claim.turn.is_set():
-        raise StartTimedOut(run.vm, parameters.timeout)
+        raise StartTimedOut(run.vm, parameters.timeout, asked=False)
     run.starts.check(run.vm)
 
 
@@ -170,12 +171,16 @@ async def _call(run: Run, parameters: StartParameters) -> bool:
     Raises:
         LibvirtInvalidState: it is not off.
         LibvirtUnreachable: libvirt was not given the start in time, and never will be.
+        StartTimedOut: the time was over before, while something was committed.
         VmagentdError: it is not started.
     """
     run.check()
+    if not run.time_left:
+        raise StartTimedOut(run.vm, parameters.timeout, asked=False)
     leave = Leave()
     call = asyncio.get_running_loop().create_task(_answer(run, parameters, leave))
     run.starts.give(run.operation.vm, call)
+    call.add_done_callback(lambda _: _leave_if_refused(run, call))
     given = True  # so far
     try:
         async with run.until(run.deadline):
@@ -203,6 +208,13 @@ async def _call(run: Run, parameters: StartParameters) -> bool:
             raise StartFailed(vm, error.code, error.domain, error.message) from error
         case _:
             raise error
+
+
+def _leave_if_refused(run: Run, call: StartCall) -> None:
+    """Let others have its turn at once if it is certain that libvirt did not start the VM."""
+    doubtful = (type(None), OutcomeUnknown, LibvirtInvalidState)
+    if call.cancelled() or not isinstance(call.result(), doubtful):
+        run.leave()
 
 
 async def _answer(run: Run, parameters: StartParameters, leave: Leave) -> VmagentdError | None:

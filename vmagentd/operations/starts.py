@@ -2,7 +2,8 @@
 
 So many at once, the others in the order in which they came; and none over what the host's VMs may
 use together. A start is counted until its VM is up in the journal, or libvirt has answered that
-it is not, so that two that come together cannot both have the last place.
+it is not, so that two that come together cannot both have the last place; by those that came after
+it, so that one of them has it.
 
 What libvirt was given and has not answered is known here for longer: whoever does something to
 the VM must reckon with it, whatever has become of the operation that it was for.
@@ -145,7 +146,10 @@ class Starts:
         limits = self.limits
         if not (limits.running_vms or limits.vcpus or limits.memory_bytes):
             return
-        starting = {vm.uuid, *(claim.vm for claim in self._busy)}
+        claims = [claim.vm for claim in self._busy]
+        before = claims[: claims.index(vm.uuid)] if vm.uuid in claims else claims
+        # one that hangs has no turn after its deadline, and may come up all the same
+        starting = {vm.uuid, *before, *self._calls}
         with_it = [
             other for other in self._journal.vms.values() if other.active or other.uuid in starting
         ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.component.hypervisor.host import until
+from tests.component.operations.gates import Gate
 from tests.component.operations.site import (
     DEADLINE_S,
     SECOND,
@@ -22,6 +23,7 @@ from tests.component.operations.site import (
     site,
     somebody,
 )
+from vmagentd.errors import LibvirtRefused
 from vmagentd.model import Operation, OperationOutcome, OperationPhase, VmState
 from vmagentd.operations.starts import HostLimits
 
@@ -43,6 +45,15 @@ def narrow(here: Site) -> Site:
 def error_of(operation: Operation) -> str:
     assert operation.failure is not None
     return operation.failure.error
+
+
+def message_of(operation: Operation) -> str:
+    assert operation.failure is not None
+    return operation.failure.message
+
+
+async def refused() -> None:
+    raise LibvirtRefused(None, 1, 10, "no disk")
 
 
 class TestQueue:
@@ -122,6 +133,7 @@ class TestQueue:
         await until(lambda: daemon.starts.running == 1, "it is being started")
         operation = await daemon.done("o2", replace(START, timeout=0.2 * SECOND))
         assert error_of(operation) == "StartTimedOut"
+        assert "libvirt was not asked" in message_of(operation)
         assert narrow.domains.calls == ["start"]
         first.cancel()
 
@@ -207,6 +219,48 @@ class TestHostLimits:
         async with here.daemon() as daemon:
             both = await asyncio.gather(daemon.done("o1", START), daemon.done("o2", START))
             assert sorted(operation.phase for operation in both) == ["FAILED", "SUCCEEDED"]
+            assert sum(vm.active for vm in daemon.journal.vms.values()) == 3
+
+    async def test_two_that_get_their_turn_at_once_do_not_keep_each_other_out(
+        self, narrow: Site
+    ) -> None:
+        narrow.limits = HostLimits(starts_at_once=1, running_vms=4)
+        narrow.domains.before["start"] = libvirt = Gate()
+        async with narrow.daemon() as daemon, asyncio.timeout(DEADLINE_S):
+            _, first = await daemon.under_way("o1", START, OperationPhase.STARTING)
+            _, second = await daemon.under_way("o2", START, OperationPhase.QUEUED)
+            _, third = await daemon.under_way("o3", START, OperationPhase.QUEUED)
+            daemon.starts.limit(replace(narrow.limits, starts_at_once=3))
+            libvirt.open.set()
+            assert (await first).outcome is (await second).outcome is DONE
+            assert error_of(await third) == "HostLimitReached"
+
+    async def test_one_that_has_failed_keeps_nobody_out(self, here: Site) -> None:
+        here.limits = HostLimits(running_vms=3)
+        here.define("o1", "o2")
+        here.domains.instead["start"] = refused
+        here.domains.before["look_up"] = look = Gate()
+        async with here.daemon() as daemon, asyncio.timeout(DEADLINE_S):
+            first = asyncio.create_task(daemon.done("o1", START))
+            await look.reached.wait()  # libvirt has answered, and is asked how the VM is
+            here.domains.instead.clear()
+            here.domains.before.clear()
+            assert (await daemon.done("o2", START)).outcome is DONE
+            look.open.set()
+            assert error_of(await first) == "StartFailed"
+
+    async def test_one_that_hangs_beyond_its_time_is_counted(self, here: Site) -> None:
+        here.limits = HostLimits(running_vms=3)
+        here.define("o1", "o2")
+        here.domains.before["start"] = libvirt = Gate()
+        async with here.daemon() as daemon, asyncio.timeout(DEADLINE_S):
+            late = await daemon.done("o1", replace(START, timeout=0.2 * SECOND))
+            assert error_of(late) == "StartTimedOut"
+            assert daemon.starts.running == 0
+            here.domains.before.clear()
+            assert error_of(await daemon.done("o2", START)) == "HostLimitReached"
+            libvirt.open.set()
+            await daemon.until_state("o1", VmState.RUNNING)
             assert sum(vm.active for vm in daemon.journal.vms.values()) == 3
 
     async def test_they_can_be_changed(self, here: Site) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,21 @@ class TestNotGiven:
             late = await daemon.done("off", SOON)
             assert error_of(late) == "LibvirtUnreachable"
         assert not here.domain("off").isActive()
+
+    async def test_one_whose_time_was_over_when_it_was_accepted_never_begins(
+        self, here: Site, daemon: Daemon
+    ) -> None:
+        path = here.state_dir / "journal.db"
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # nothing is committed while this lasts
+            start = asyncio.create_task(daemon.done("off", START))
+            await until(lambda: daemon.operations._runs, "it waits for the disk")
+            daemon.let_time_pass()
+        late = await start
+        assert late.failure is not None
+        assert late.failure.error == "StartTimedOut"
+        assert "libvirt was not asked" in late.failure.message
+        assert here.domains.calls == []
 
     async def test_one_whose_daemon_ends_never_begins(self, here: Site) -> None:
         async with busy(here):

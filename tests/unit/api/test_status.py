@@ -69,6 +69,7 @@ EXAMPLES: list[VmagentdError] = [
     errors.StartFailed(VM, 1, 10, "no such disk"),
     errors.HostLimitReached(VM, "running VMs", allowed=4),
     errors.StartTimedOut(VM, timedelta(seconds=2)),
+    errors.StartTimedOut(VM, timedelta(seconds=2), asked=False),
     errors.GraceExpired(VM, OperationVerb.STOP, timedelta(seconds=60)),
     errors.ForceTimedOut(VM),
     errors.OperationTimedOut(VM, OperationVerb.PAUSE, timedelta(seconds=2)),
