@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
 import stat
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -44,6 +46,31 @@ def test_it_makes_what_the_daemon_takes_and_the_settings_to_paste(
     assert names.get_values_for_type(x509.UniformResourceIdentifier) == [URI]
     assert client.not_valid_before_utc < datetime.now(UTC) < client.not_valid_after_utc
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
+
+
+def strict(folder: Path, purpose: ssl.Purpose, stem: str) -> ssl.SSLContext:
+    """Return a context that asks of certificates all that the standard does."""
+    context = ssl.create_default_context(purpose, cafile=folder / "ca.pem")
+    context.load_cert_chain(folder / f"{stem}.pem", folder / f"{stem}.key")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python does from 3.13 on
+    return context
+
+
+def test_who_is_strict_takes_them_too(folder: Path) -> None:
+    assert run(["pki", str(folder), "--server", "h1", "--client", URI]) == 0
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = strict(folder, ssl.Purpose.CLIENT_AUTH, "server").wrap_bio(
+        to_server, to_client, server_side=True
+    )
+    client = strict(folder, ssl.Purpose.SERVER_AUTH, "example.org-ops").wrap_bio(
+        to_client, to_server, server_hostname="h1"
+    )
+    for step in (client.do_handshake, server.do_handshake, client.do_handshake):
+        with suppress(ssl.SSLWantReadError):
+            step()
+    server.do_handshake()
+    assert server.getpeercert()
 
 
 def test_more_clients_are_of_the_same_ca(folder: Path) -> None:

@@ -22,7 +22,7 @@ from vmagent.ctl.targets import is_host
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.x509 import Certificate, GeneralName
+    from cryptography.x509 import AuthorityKeyIdentifier, Certificate, GeneralName, KeyUsage
 
 # Clocks differ: what was made a moment ago holds on a host that is behind, too.
 _BEFORE: Final = timedelta(minutes=5)
@@ -186,10 +186,41 @@ def _signed(
         .not_valid_before(now - _BEFORE)
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=ca is None, path_length=None), critical=True)
+        .add_extension(_key_usage(for_ca=ca is None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
+    if ca is not None:
+        builder = builder.add_extension(_issuer(ca), critical=False)
     for extension in extensions:
         builder = builder.add_extension(extension, critical=False)
     return builder.sign(key if ca is None else ca.key, hashes.SHA256())
+
+
+def _key_usage(*, for_ca: bool) -> KeyUsage:
+    from cryptography import x509  # noqa: PLC0415
+
+    return x509.KeyUsage(
+        digital_signature=not for_ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=for_ca,
+        crl_sign=for_ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _issuer(ca: _Ca) -> AuthorityKeyIdentifier:
+    """Return whose key signs, as that CA names it: it may be of somebody else's making."""
+    from cryptography import x509  # noqa: PLC0415
+
+    try:
+        own = ca.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key())
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
 def _write(
