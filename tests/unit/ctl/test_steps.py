@@ -1,11 +1,20 @@
-"""Every step of an operation that the daemon takes is a sentence."""
+"""Every step of an operation that the daemon takes is a sentence, and so is its end."""
 
 from __future__ import annotations
 
 import pytest
-from vmagent.ctl.operate import step_words
-from vmagent.ctl.words import ENDED
-from vmagent.v1.operation_pb2 import Operation, OperationPhase, OperationStep, OperationVerb
+from google.protobuf.timestamp_pb2 import Timestamp
+from vmagent.ctl.operate import result, step_words
+from vmagent.ctl.words import ENDED, clock
+from vmagent.v1.operation_pb2 import (
+    Operation,
+    OperationOutcome,
+    OperationPhase,
+    OperationStep,
+    OperationVerb,
+)
+from vmagent.v1.vm_agent_service_pb2 import StopResponse
+from vmagent.v1.vm_pb2 import Vm, VmState
 
 from vmagentd import model
 from vmagentd.api import convert
@@ -44,3 +53,31 @@ def test_a_step_that_is_repeated_is_counted() -> None:
 def test_what_a_newer_daemon_does_is_its_number() -> None:
     step = OperationStep(phase=OperationPhase.ValueType(77), attempt=1)
     assert step_words(step, Operation()) == "77"
+
+
+BEGIN, END, LATER = (Timestamp(seconds=1_769_860_800 + each) for each in (0, 2, 60))
+
+
+@pytest.mark.parametrize(
+    ("state_time", "outcome", "told"),
+    [
+        (END, "DONE", "RUNNING after 2.000 s"),
+        (BEGIN, "ALREADY_DONE", f"RUNNING already since {clock(BEGIN)}, nothing was done"),
+        # It is told again, and the VM was started meanwhile.
+        (LATER, "DONE", f"stop done at {clock(END)}; since {clock(LATER)} it is RUNNING"),
+        (
+            LATER,
+            "ALREADY_DONE",
+            f"stop already done at {clock(END)}; since {clock(LATER)} it is RUNNING",
+        ),
+    ],
+)
+def test_an_end_does_not_mix_then_and_now(state_time: Timestamp, outcome: str, told: str) -> None:
+    operation = Operation(
+        verb=OperationVerb.OPERATION_VERB_STOP,
+        accept_time=BEGIN,
+        end_time=END,
+        outcome=OperationOutcome.Value(f"OPERATION_OUTCOME_{outcome}"),
+    )
+    vm = Vm(state=VmState.VM_STATE_RUNNING, state_time=state_time)
+    assert str(result(StopResponse(operation=operation, vm=vm))) == told

@@ -6,23 +6,33 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import grpc.aio
+from rich.text import Text
 
 from vmagent.ctl.channel import failure_of
 from vmagent.ctl.failures import ExitCode, Failure, outcome, reason_of, refusal
 from vmagent.ctl.screen import Output, Screen, print_json, tell
 from vmagent.ctl.vms import name_of, state_and_reason
-from vmagent.ctl.words import ENDED, clock, length, moment_of, phase_word, plain, verb_word
+from vmagent.ctl.words import (
+    ENDED,
+    clock,
+    length,
+    moment_of,
+    outcome_word,
+    phase_word,
+    plain,
+    verb_word,
+)
 from vmagent.v1.operation_pb2 import OperationOutcome, OperationPhase, OperationVerb
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable
 
     from grpc.aio import AioRpcError
-    from rich.text import Text
 
     from vmagent.ctl.errand import Errand, Step
     from vmagent.ctl.targets import Daemon
     from vmagent.v1.operation_pb2 import Operation, OperationStep
+    from vmagent.v1.vm_pb2 import Vm
 
 _AT_ONCE = 64  # more wait for their turn: the daemon bounds what one caller may have open
 _START, _STOP = OperationVerb.OPERATION_VERB_START, OperationVerb.OPERATION_VERB_STOP
@@ -160,9 +170,13 @@ def step_words(step: OperationStep, operation: Operation) -> str:
 
 
 def result(response: Step) -> Text:
-    """Return how an operation succeeded: the state that holds now, and since when."""
+    """Return how an operation succeeded: the state that holds now, and how long it took."""
     operation, vm = response.operation, response.vm
     text = state_and_reason(vm)
+    if _changed_since(vm, operation):  # it is told again: that state is not of its making
+        how = f"{verb_word(operation.verb)} {outcome_word(operation.outcome)}"
+        then = Text(f"{how} at {clock(operation.end_time)}; since {clock(vm.state_time)} it is ")
+        return then.append_text(text)
     if operation.outcome == OperationOutcome.OPERATION_OUTCOME_ALREADY_DONE:
         since = f" since {clock(vm.state_time)}" if vm.HasField("state_time") else ""
         return text.append(f" already{since}, nothing was done")
@@ -170,3 +184,10 @@ def result(response: Step) -> Text:
         took = moment_of(operation.end_time) - moment_of(operation.accept_time)
         text.append(f" after {length(took)}")
     return text
+
+
+def _changed_since(vm: Vm, operation: Operation) -> bool:
+    """Return whether a VM is in its state since a time after an operation's end."""
+    if not (vm.HasField("state_time") and operation.HasField("end_time")):
+        return False
+    return moment_of(vm.state_time) > moment_of(operation.end_time)
