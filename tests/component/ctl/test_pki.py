@@ -73,6 +73,17 @@ def test_who_is_strict_takes_them_too(folder: Path) -> None:
     assert server.getpeercert()
 
 
+def test_a_ca_alone_is_told_with_what_it_is_for(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in ("made", "kept"):
+        assert run(["pki", str(folder)]) == 0
+        assert capsys.readouterr().out == (
+            f"# {folder}/ca.pem and ca.key are a CA; --server and --client make certificates "
+            "of it\n"
+        )
+
+
 def test_more_clients_are_of_the_same_ca(folder: Path) -> None:
     assert run(["pki", str(folder), "--client", URI]) == 0
     ca = (folder / "ca.pem").read_bytes()

@@ -251,6 +251,9 @@ def _create(path: Path, text: bytes) -> None:
 def _tell(folder: Path, names: list[str], uris: list[str], stems: list[str]) -> None:
     """Say what to do with the files."""
     screen = Screen()
+    if not names and not stems:
+        made = "--server and --client make certificates of it"
+        screen.line(f"# {folder / 'ca.pem'} and ca.key are a CA; {made}")
     if names:
         screen.line("# for the daemon's settings, /etc/vmagentd/vmagentd.toml")
         screen.line("[remote]")
