@@ -50,4 +50,5 @@ def test_what_failed_in_an_operation_is_told_like_the_status_of_a_call() -> None
 
 def test_an_operation_that_is_kept_proves_that_the_daemon_was_reached() -> None:
     unavailable = grpc.StatusCode.UNAVAILABLE.value[0]
-    assert outcome(OperationError(code=unavailable)).code is not ExitCode.UNREACHABLE
+    assert outcome(OperationError(code=unavailable)).code is ExitCode.FAILED
+    assert outcome(OperationError(code=5, reason="VM_NOT_FOUND")).code is ExitCode.NOT_FOUND

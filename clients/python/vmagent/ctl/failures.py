@@ -102,8 +102,9 @@ def refusal(error: AioRpcError) -> Failure:
 def outcome(error: OperationError) -> Failure:
     """Return why an operation did not succeed, as it is kept with the operation."""
     status = _STATUS_BY_NUMBER.get(error.code, grpc.StatusCode.UNKNOWN)
-    # It is kept, so the daemon was reached.
-    code = min(exit_code(status, error.reason), ExitCode.NOT_FOUND)
+    code = exit_code(status, error.reason)
+    if code is ExitCode.UNREACHABLE:  # the error is kept, so the daemon was reached
+        code = ExitCode.FAILED
     return Failure(error.message or "the operation failed", code, error.reason)
 
 
