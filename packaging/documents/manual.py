@@ -42,7 +42,8 @@ asked it is blind, says so, and goes on with what it knows.
 
 It runs as the user vmagentd, without privileges; a polkit rule lets it use libvirt. The package
 starts it; systemctl status vmagentd shows VMs, watchers and what is wrong, if anything is. When it
-ends, VMs and operations are left alone: the next one goes on with them.
+ends, VMs are left alone: the next one goes on with an open stop, pause or resume, and tells what
+became of a start or reboot, which it does not repeat.
 
 Upgrading restarts it, migrates the journal and loses nothing: clients wait at the socket, watchers
 resume. A large journal needs room for that, beside it and in /var/tmp: up to 50 MB each for every
