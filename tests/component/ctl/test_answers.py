@@ -70,9 +70,20 @@ async def test_list_is_one_answer_true_from_its_first_page_on(
     assert (done.code, done.err) == (0, "")
 
 
-async def test_list_all_has_the_gone_ones_too(target: Path) -> None:
-    async with serving(target, ListVms=two_pages):
-        done = await vmagentctl(target, "list", "--all", "-o", "json")
+@pytest.mark.parametrize("more", [(), ("--state", "running"), ("--state", "gone")])
+async def test_list_all_has_the_gone_ones_too(target: Path, more: tuple[str, ...]) -> None:
+    asked = []
+
+    async def note(request: ListVmsRequest, context: Context) -> ListVmsResponse:
+        asked.append(list(request.states))
+        return await two_pages(request, context)
+
+    async with serving(target, ListVms=note):
+        done = await vmagentctl(target, "list", "--all", *more, "-o", "json")
+    assert asked.count([VmState.VM_STATE_GONE]) == 1
+    if more == ("--state", "gone"):
+        assert len(asked) == 1
+        return
     assert [v["name"] for v in json.loads(done.out)["vms"]] == ["a", "b", "old", "z"]
 
 
@@ -213,7 +224,7 @@ async def test_history_asks_for_what_was_wanted(target: Path) -> None:
         done = await vmagentctl(target, "history", "web1", *wanted)
     expected = ListTransitionsRequest(vm="web1", min_revision=12, oldest_first=True, page_size=5)
     expected.max_time.FromJsonString("2026-01-31T12:00:00Z")
-    assert (asked, done.code) == ([expected], 0)
+    assert (asked, done.code, done.out) == ([expected], 0, "no history\n")
 
 
 async def test_host_and_version_tell_of_the_daemon(target: Path) -> None:
@@ -265,6 +276,20 @@ async def test_a_full_disk_is_told(target: Path, output: str) -> None:
             done = await ended(process)
     expected = "vmagentctl: cannot write the answer: No space left on device\n"
     assert (done.code, done.err) == (1, expected)
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("stop", "--help"), ("--version",)])
+async def test_help_that_nobody_reads_ends_as_all_does(arguments: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "vmagent.ctl", *arguments),
+        stdout=writer,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(writer)
+    done = await ended(process)
+    assert (done.code, done.err) == (141, "")
 
 
 async def test_whoami_tells_each_role_and_its_vms(target: Path) -> None:

@@ -58,6 +58,8 @@ def run(arguments: Sequence[str]) -> int:
     except UnicodeEncodeError as error:
         tell(f"{error.object!a} is not UTF-8, as all names are")
         return ExitCode.USAGE
+    except SystemExit:  # typer's answer to a closed pipe, which its own words met, as of --help
+        leaving.reader_gone()
     except OSError as error:  # a full disk under stdout; all others are told where they belong
         leaving.give_up_stdout()
         tell(f"cannot write the answer: {error.strerror}")

@@ -88,6 +88,8 @@ async def show_history(
     """Print history."""
 
     def show(screen: Screen, answer: ListTransitionsResponse) -> None:
+        if not answer.transitions and not answer.blind_intervals:
+            screen.line("no history")
         for line in history_lines(answer, oldest_first=request.oldest_first):
             screen.line(line)
 

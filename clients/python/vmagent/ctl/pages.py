@@ -81,7 +81,7 @@ def list_requests(
     """
     states = list(states)
     requests = [ListVmsRequest(states=states, name_glob=name_glob)]
-    if with_gone and not states:
+    if with_gone and VmState.VM_STATE_GONE not in states:
         gone = [VmState.VM_STATE_GONE]
         requests.append(ListVmsRequest(states=gone, name_glob=name_glob))
     return requests
