@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # After a survey or a query that failed though the link is up.
 _RETRY_S: Final = 1.0
+# After so many surveys in a row without an answer, though the link is up, it is told.
+_SILENT_AFTER: Final = 2
 # How often VMs are looked at that no event may bring on: those that do not answer libvirt, and
 # those that should be on their way. A start that fails ends without one.
 _UNSETTLED_S: Final = 1.0
@@ -84,6 +86,7 @@ class Surveys:
 
     async def _survey_for_ever(self) -> Never:
         wait_s = self._interval.total_seconds()
+        unanswered = 0  # in a row
         while True:
             try:
                 async with asyncio.timeout(wait_s):
@@ -95,11 +98,16 @@ class Surveys:
             try:
                 await self._journal.append(await self._survey())
             except LibvirtUnreachable as error:
-                log.debug("no survey: %s", error)  # who is blind has told so already
+                # Who is blind has told so already, or does by the next try. A link that is not
+                # lost and brings no answer is kept: events still come by it, and a new one would
+                # have to be opened by a libvirt that does not answer.
+                unanswered = unanswered + 1 if error.blind_since is None else 0
+                level = logging.WARNING if unanswered == _SILENT_AFTER else logging.DEBUG
+                log.log(level, "no survey: %s", error)
             except HypervisorError as error:
                 log.warning("survey failed, next try in %g s: %s", _RETRY_S, error)
             else:
-                wait_s = self._interval.total_seconds()
+                wait_s, unanswered = self._interval.total_seconds(), 0
                 self.first_done.set()
 
     async def _settle_doubts(self, tasks: asyncio.TaskGroup) -> Never:

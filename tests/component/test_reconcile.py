@@ -7,7 +7,7 @@ import logging
 import sqlite3
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,6 +51,11 @@ class Libvirt:
             return await self.answers[vm]()
         number = int(vm[:8], 16)
         return query(sighting(number), number, after_event=self.events)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    ours = [r for r in caplog.records if r.name.startswith("vmagentd")]
+    return [r.getMessage() for r in ours if r.levelno >= logging.WARNING]
 
 
 @asynccontextmanager
@@ -114,8 +119,24 @@ class TestSurveys:
             surveys.want()  # the next link
             await surveys.first_done.wait()
         assert libvirt.surveys == 2
-        ours = [r for r in caplog.records if r.name.startswith("vmagentd")]
-        assert [r for r in ours if r.levelno >= logging.WARNING] == []
+        assert warnings(caplog) == []
+
+    async def test_a_libvirt_that_does_not_answer_is_told_once(
+        self, journal: Journal, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It does answer keepalive: no link is lost, and nobody else would tell."""
+        silent, since = LibvirtUnreachable("no answer in 60 s"), datetime.now(UTC)
+        libvirt = Libvirt(failures=[silent] * 3)
+        async with running(journal, libvirt) as surveys:
+            surveys.want()
+            async with asyncio.timeout(30):
+                await surveys.first_done.wait()
+            assert warnings(caplog) == [f"no survey: {silent}"]
+            # a link that breaks in the middle of one, and blindness after it
+            libvirt.failures = [silent, *[LibvirtUnreachable("it ended", since)] * 2, silent]
+            surveys.want()
+            await until(lambda: libvirt.surveys == 9, "a survey after them", within_s=30)
+        assert len(warnings(caplog)) == 1
 
     async def test_a_link_that_comes_during_a_survey_has_one_of_its_own(
         self, journal: Journal

@@ -26,7 +26,7 @@ class LibvirtUnreachable(HypervisorError):
             blind_since=utc(blind_since) if blind_since else None,
             cause=cause,
         )
-        self.cause = cause
+        self.cause, self.blind_since = cause, blind_since
 
 
 class OutcomeUnknown(HypervisorError):
