@@ -25,7 +25,7 @@ from .survey import find, find_name, seen, sight_all
 from .translate import libvirt_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from .connection import Connection
     from .events import VirConnect, VirDomain
@@ -92,8 +92,9 @@ class Domains:
         """List all VMs with what is true of each."""
         begin = self._begin()
         link, monitored = self._connection.link, self._connection.links().monitored
+        # one that hangs takes one thread: the next ones would leave none for queries
         sightings, unreadable = await self._ask(
-            sight_all, name="survey", deadline=_SURVEY_DEADLINE
+            sight_all, name="survey", deadline=_SURVEY_DEADLINE, lane="survey"
         )
         return Survey(
             sightings=sightings,
@@ -232,11 +233,12 @@ class Domains:
         *,
         name: str = "query",
         deadline: timedelta = _LOOK_UP_DEADLINE,
+        lane: Hashable = None,
     ) -> T:
         """Run a query; one that is not answered in time says nothing about any VM."""
         try:
-            return await self._run(self._observe, name, question, deadline)
-        except TimeoutError as error:
+            return await self._run(self._observe, name, question, deadline, lane)
+        except (TimeoutError, Occupied) as error:
             raise LibvirtUnreachable(self._why(deadline)) from error
 
     async def _change(
@@ -290,7 +292,7 @@ class Domains:
         name: str,
         call: Callable[[VirConnect], T],
         deadline: timedelta | None,
-        lane: tuple[VmUuid, Lane] | None = None,
+        lane: Hashable,
     ) -> T:
         links = self._connection.links()
 

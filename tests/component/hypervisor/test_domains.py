@@ -70,6 +70,20 @@ async def test_a_look_up_says_what_a_survey_says(host: Host) -> None:
         assert (again.cpu_time is not None) == (seen.cpu_time is not None) == seen.active
 
 
+async def test_a_survey_that_hangs_leaves_threads_for_queries(host: Host) -> None:
+    vm, free = host.vm("a"), threading.Event()
+    observe = host.domains._observe
+    hung = asyncio.create_task(observe.run(lambda _: free.wait(), lane="survey"))
+    await until(lambda: observe.has("survey"), "it is under way")
+    surveys = [asyncio.create_task(host.domains.survey()) for _ in range(4)]
+    try:
+        assert (await sighting(host, vm)).state is VmState.RUNNING
+        assert observe._threads == 2
+    finally:
+        free.set()
+    await asyncio.gather(hung, *surveys)
+
+
 async def test_queries_know_which_event_came_last_before_them(host: Host) -> None:
     vm = host.vm("a")
     assert (await host.domains.survey()).after_event == 0

@@ -84,7 +84,7 @@ async def test_links_do_not_pile_up(real: Host, libvirtd: PrivateLibvirtd) -> No
     for link in (1, 2, 3, 4):
         await real.until_link(link)
         await until(lambda: open_links() <= at_first, "the links before it let go of")
-        await asyncio.gather(*(real.domains.survey() for _ in range(4)))
+        await asyncio.gather(*(real.domains.look_up(NOBODY) for _ in range(4)))
         libvirtd.kill()
         await until(lambda: not real.connection.connected, "blind")
         libvirtd.start()
@@ -174,10 +174,11 @@ def is_there(process: int) -> bool:
 async def test_a_frozen_libvirtd(connect: Connect, libvirtd: PrivateLibvirtd) -> None:
     async with connect(libvirtd.uri, keepalive_s=1) as host:
         await until(lambda: host.connection.connected, "connected")
+        nobodies = [VmUuid(f"00000000-0000-4000-8000-00000000000{n}") for n in range(4)]
 
         def eight_calls() -> list[Awaitable[object]]:
-            return [host.domains.survey() for _ in range(4)] + [
-                host.domains.destroy(NOBODY) for _ in range(4)
+            return [host.domains.look_up(vm) for vm in nobodies] + [
+                host.domains.destroy(vm) for vm in nobodies
             ]
 
         await asyncio.gather(*eight_calls(), return_exceptions=True)  # opens some links
