@@ -173,14 +173,17 @@ class Boundary(aio.ServerInterceptor):
 
             return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
-        async def unary(_: object, context: _Context) -> object:
-            def work() -> Awaitable[object]:
-                return self._in_time(answer(handler, parse, context))
-
+        async def unary(_: object, context: _Context) -> bytes:
             call = _call(method, role, context, streams=False)
+
+            async def work() -> bytes:
+                answered = await self._in_time(answer(handler, parse, context))
+                call.releases.append(limits.usage().answer(len(answered)))
+                return answered
+
             return await self._cross(call, context, work, parse=parse)
 
-        return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(unary)
 
     async def _cross(
         self,
@@ -210,7 +213,7 @@ class Boundary(aio.ServerInterceptor):
         call.caller = self._access.caller_of(call.identity)
         access.keep(call.caller)
         limits.keep(self._usage, call.caller.actor).count_call()
-        call.release = self._usage.begin(call.caller, streams=call.streams)
+        call.releases.append(self._usage.begin(call.caller, streams=call.streams))
         try:
             rights.check(call.role, call.caller)
         except RoleDenied:

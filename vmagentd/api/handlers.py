@@ -57,10 +57,12 @@ def parser(method: str) -> Parse:
     return functools.partial(parsed, message_factory.GetMessageClass(request))
 
 
-async def answer(handler: Handler, parse: Parse, context: Context) -> object:
+async def answer(handler: Handler, parse: Parse, context: Context) -> bytes:
     """Return what a method that is no stream responds."""
     behaviour: Any = handler.stream_unary or handler.unary_unary
-    return await behaviour(await asked(handler, parse, context), context)
+    response = await behaviour(await asked(handler, parse, context), context)
+    # channelz has none for what does not exist, only a code
+    return b"" if response is None else _encoded(response)
 
 
 async def asked(

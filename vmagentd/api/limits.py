@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from vmagentd.errors import LimitReached
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from vmagentd.model import Caller
 
@@ -28,6 +28,7 @@ _PAUSE_EACH = timedelta(milliseconds=1)
 _WITHOUT_ROLE = 0.1
 _ONE_WITHOUT_ROLE = 0.01
 _LEAST_WITHOUT_ROLE = 10
+_MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,8 @@ class CallerLimits:
     streams: int = 2048
     # others, until their clients have taken the answers
     calls_at_once: int = 2048
+    # of these answers
+    untaken_bytes: int = 64 * _MIB
     # a call that is no stream, and what a stream asks for
     call_timeout: timedelta = timedelta(seconds=60)
     # how long a watcher may leave unread what it was sent
@@ -56,6 +59,7 @@ class _Of(Enum):
 
     STREAMS = "streams at a time"
     CALLS = "calls at a time"
+    BYTES = "MiB of answers that are not taken"
 
 
 class Usage:
@@ -99,8 +103,17 @@ class Usage:
         for (whose, which), allowed in counted.items():
             if self._under_way[whose, which] >= allowed:
                 raise LimitReached(whose, which.value, allowed)
-        self._under_way.update(counted.keys())
-        return partial(self._end, counted.keys())
+        return self._begin(dict.fromkeys(counted, 1))
+
+    def answer(self, actor: str, size: int) -> Callable[[], None]:
+        """Count the bytes of an answer until what this returns is called: once it is taken.
+
+        Raises:
+            LimitReached: they are too many.
+        """
+        if self._under_way[actor, _Of.BYTES] + size > self.limits.untaken_bytes:
+            raise LimitReached(actor, _Of.BYTES.value, self.limits.untaken_bytes / _MIB)
+        return self._begin({(actor, _Of.BYTES): size})
 
     def pause(self, actor: str) -> timedelta:
         """Return how long each stream is to wait before it sends what only the clock asks for."""
@@ -119,7 +132,11 @@ class Usage:
             return {(caller.actor, _Of.STREAMS): self.limits.streams}
         return {(caller.actor, _Of.CALLS): self.limits.calls_at_once}
 
-    def _end(self, counted: Iterable[tuple[str, _Of]]) -> None:
+    def _begin(self, counted: dict[tuple[str, _Of], int]) -> Callable[[], None]:
+        self._under_way.update(counted)
+        return partial(self._end, counted)
+
+    def _end(self, counted: dict[tuple[str, _Of], int]) -> None:
         self._under_way.subtract(counted)
         for each in counted:
             if not self._under_way[each]:
@@ -146,6 +163,10 @@ class OfCaller:
             LimitReached: it is one too many.
         """
         self.usage.count_call(self.actor, asyncio.get_running_loop().time())
+
+    def answer(self, size: int) -> Callable[[], None]:
+        """Count the bytes of an answer; see `Usage.answer`."""
+        return self.usage.answer(self.actor, size)
 
     def pause(self) -> timedelta:
         """Return how long a stream is to wait before it sends what only the clock asks for."""

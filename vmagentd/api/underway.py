@@ -31,10 +31,6 @@ def _current_task() -> asyncio.Task[Any]:
     return task
 
 
-def _nothing() -> None:
-    """It is not counted."""
-
-
 @dataclass(slots=True, eq=False, kw_only=True)
 class Call:
     """A call that is under way."""
@@ -56,7 +52,7 @@ class Call:
     # since when gRPC has something that the client is to take: a message, the answer, the end
     given: float | None = None
     # called when it is over: it counts no more among what its caller has
-    release: Callable[[], None] = _nothing
+    releases: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Calls:
@@ -143,4 +139,5 @@ class Calls:
         call = self._all.pop(task)
         self.told(call)  # if it ended before we came to that
         self._given_up.discard(call)
-        call.release()
+        for release in call.releases:
+            release()

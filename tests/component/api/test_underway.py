@@ -89,6 +89,20 @@ async def test_an_answer_that_is_not_taken_counts(folder: Path, method: bytes) -
         await served.stub.WhoAmI(pb.WhoAmIRequest())
 
 
+async def test_answers_that_are_not_taken_are_so_long_and_no_longer(folder: Path) -> None:
+    limits = CallerLimits(untaken_bytes=100_000)
+    async with serving(folder, Setting(limits=limits)) as served:
+        await served.survey(*(sighting(number, "x" * 200 + str(number)) for number in range(200)))
+        async with said(served, unanswered(LIST_VMS)):
+            calls = served.server._boundary.calls
+            await until(lambda: calls.begun == 1 and not [*calls])
+            told = await refusal(served.stub.ListVms(pb.ListVmsRequest()))
+            assert told.facts["limit"] == "MiB of answers that are not taken"
+            await served.stub.WhoAmI(pb.WhoAmIRequest())
+        await until(lambda: not len(calls))
+        assert len((await served.stub.ListVms(pb.ListVmsRequest())).vms) == 200
+
+
 async def test_who_does_not_take_an_answer_loses_his_connection(folder: Path) -> None:
     limits = CallerLimits(stall_timeout=timedelta(seconds=0.1))
     async with serving(folder, Setting(limits=limits)) as served:
