@@ -67,15 +67,17 @@ def server_certificate_end(remote: Remote) -> datetime:
     """Return until when the server's certificate holds; it is checked, too.
 
     Raises:
-        Failure: a file of ours cannot be used.
-        OSError: nobody answers there, or not as we want it.
+        Failure: a file of ours cannot be used; nobody answers there, or not as we want it.
     """
     name = remote.server_name or remote.host
-    with (
-        socket.create_connection((remote.host, remote.port), _TIMEOUT_S) as plain,
-        _context(remote).wrap_socket(plain, server_hostname=name) as probe,
-    ):
-        certificate = probe.getpeercert() or {}
+    try:
+        with (
+            socket.create_connection((remote.host, remote.port), _TIMEOUT_S) as plain,
+            _context(remote).wrap_socket(plain, server_hostname=name) as probe,
+        ):
+            certificate = probe.getpeercert() or {}
+    except OSError as error:
+        raise Failure(_told(remote, error), ExitCode.UNREACHABLE) from error
     end = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
     return datetime.fromtimestamp(end, UTC)
 
