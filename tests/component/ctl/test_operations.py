@@ -62,6 +62,10 @@ async def stop(request: StopRequest, context: Context) -> AsyncIterator[StopResp
             await refuse(
                 context, grpc.StatusCode.FAILED_PRECONDITION, "VM_PAUSED", "VM paused is paused"
             )
+        case "busy1" | "busy2":
+            for response in stop_responses(request.vm, ACCEPTED, FAILED):
+                yield response
+            await refuse(context, grpc.StatusCode.ABORTED, "LIBVIRT_BUSY", "another job runs")
         case _:
             for response in stop_responses(request.vm, ACCEPTED, SIGNALLED, SUCCEEDED):
                 yield response
@@ -87,6 +91,17 @@ async def test_of_several_vms_the_worst_decides(target: Path) -> None:
         "vmagentctl: no VM 'nope' [VM_NOT_FOUND]",
     ]
     assert {"a: RUNNING (booted)", "b: RUNNING (booted)"} < set(done.out.splitlines())
+
+
+async def test_of_several_vms_each_failure_names_its_own(target: Path) -> None:
+    async with serving(target, Stop=stop):
+        several = await vmagentctl(target, "stop", "busy1", "busy2", "a")
+        one = await vmagentctl(target, "stop", "busy1")
+    assert sorted(several.err.splitlines()) == [
+        "vmagentctl: busy1: another job runs [LIBVIRT_BUSY]",
+        "vmagentctl: busy2: another job runs [LIBVIRT_BUSY]",
+    ]
+    assert one.err == "vmagentctl: another job runs [LIBVIRT_BUSY]\n"
 
 
 async def test_several_vms_go_side_by_side(target: Path) -> None:

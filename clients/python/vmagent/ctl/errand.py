@@ -137,7 +137,7 @@ class Errand:
 
     def __init__(self, way: Way, request: Request) -> None:
         self._way, self._request = way, request
-        self._operation: Operation | None = None  # as it was told last
+        self.operation: Operation | None = None  # that it led to, as it was told last
         # since when the daemon is away, or is back and does not go on; None: neither
         self._lost_at: float | None = None
         self._hindrance: AioRpcError | None = None  # the latter's reason
@@ -180,15 +180,15 @@ class Errand:
 
     async def _steps(self, service: VmAgentServiceAsyncStub) -> AsyncIterator[Step]:
         """Yield what comes through one channel."""
-        if self._operation is not None:
-            await self._look_up(self._operation, service)
+        if self.operation is not None:
+            await self._look_up(self.operation, service)
         steps = self._call(service)
         while True:
             async with asyncio.timeout(self._left_s()):
                 step = await anext(steps, None)
             if step is None:
                 return
-            self._operation, self._lost_at = step.operation, None
+            self.operation, self._lost_at = step.operation, None
             self._hindrance = None
             self._way.arrived()
             yield step
@@ -227,7 +227,7 @@ class Errand:
 
     @property
     def _ended(self) -> bool:
-        return self._operation is not None and self._operation.phase in ENDED
+        return self.operation is not None and self.operation.phase in ENDED
 
     def _is_lost(self, error: AioRpcError) -> bool:
         """Return whether a call ended because the daemon went away."""
@@ -258,7 +258,7 @@ class Errand:
 
     def last_words(self) -> str:
         """Return what a person who leaves now should know of it; empty if it is over."""
-        operation = self._operation
+        operation = self.operation
         if operation is None:
             vm = plain(self._request.vm)
             return f"vmagentd has not told what becomes of {vm}; {self._again}"
@@ -269,7 +269,7 @@ class Errand:
 
     def _given_up(self) -> Failure:
         """Return how it ends when patience is over."""
-        operation, hindrance = self._operation, self._hindrance
+        operation, hindrance = self.operation, self._hindrance
         todo = self._again
         if operation is not None:
             todo = f"see `vmagentctl operation {short(operation.operation_id)}`, or {todo}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -63,6 +64,7 @@ class Operations:
         # both by what the user called the VM
         self._unasked: dict[str, None] = {}
         self._under_way: dict[str, Errand] = {}
+        self._several = False
         self._told: set[str] = set()
         self._obstacle: asyncio.Task[Failure] | None = None  # on the way to the daemon
 
@@ -70,12 +72,13 @@ class Operations:
         """Run an errand for every VM and return the worst of their ends."""
         turn = asyncio.Semaphore(_AT_ONCE)
         self._unasked = dict.fromkeys(vms)
+        self._several = len(self._unasked) > 1
 
         async def one(vm: str) -> ExitCode:
             async with turn:
                 del self._unasked[vm]
                 self._under_way[vm] = errand(vm)
-                code = await self._one(vm, self._under_way[vm].responses())
+                code = await self._one(vm, self._under_way[vm])
                 del self._under_way[vm]  # not if it was left before its end
                 return code
 
@@ -93,18 +96,18 @@ class Operations:
             words.append(f"vmagentd was not asked for {', '.join(map(plain, self._unasked))}")
         return list(filter(None, words))
 
-    async def _one(self, vm: str, steps: AsyncIterable[Step]) -> ExitCode:
+    async def _one(self, vm: str, errand: Errand) -> ExitCode:
         try:
-            last = await self._follow(steps)
+            last = await self._follow(errand.responses())
         except grpc.aio.AioRpcError as error:
-            return self._fail(await self._failure(error))
+            return self._fail(await self._failure(error), errand.operation)
         except Failure as failure:
             return self._fail(failure)
         if last is None or last.operation.phase not in ENDED:
             sentence = f"{vm}: the daemon ended the call without saying how it went"
             return self._fail(Failure(sentence, ExitCode.FAILED))
         if last.operation.phase != OperationPhase.OPERATION_PHASE_SUCCEEDED:
-            return self._fail(outcome(last.operation.error))
+            return self._fail(outcome(last.operation.error), last.operation)
         return ExitCode.DONE
 
     async def _follow(self, steps: AsyncIterable[Step]) -> Step | None:
@@ -150,8 +153,13 @@ class Operations:
             self._obstacle = asyncio.create_task(tried, name="obstacle")
         return await self._obstacle
 
-    def _fail(self, failure: Failure) -> ExitCode:
+    def _fail(self, failure: Failure, operation: Operation | None = None) -> ExitCode:
         sentence = str(failure)
+        if self._several and operation is not None and operation.phase in ENDED:
+            # It is this VM's own failure; libvirt's words, say, need not name it.
+            name = plain(operation.vm_name)
+            if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", sentence):
+                sentence = f"{name}: {sentence}"
         if sentence not in self._told:  # when the daemon is away it is so for every VM
             self._told.add(sentence)
             tell(sentence)
