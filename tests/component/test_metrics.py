@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shutil
+import socket
 import subprocess
 from contextlib import aclosing
 from pathlib import Path
@@ -207,6 +208,54 @@ async def test_a_place_that_is_taken_ends_it_in_one_line(folder: Path) -> None:
     errors = [line for line in (folder / "log").read_text().splitlines() if "ERROR" in line]
     assert len(errors) == 1
     assert f"metrics at 127.0.0.1:{port}" in errors[0]
+
+
+def nothing(_accepted: str) -> tuple[str, bytes]:
+    return "text/plain", b""
+
+
+def listens(place: Path) -> socket.socket:
+    """Return a socket of somebody else's that listens there."""
+    other = socket.socket(socket.AF_UNIX)
+    other.bind(str(place))
+    other.listen()
+    return other
+
+
+def is_served(place: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(place)) == 0
+
+
+async def test_a_socket_is_not_taken_from_who_serves_it(folder: Path) -> None:
+    place = folder / "metrics"
+    with listens(place):
+        with pytest.raises(errors.MetricsUnavailable, match="another process serves it"):
+            async with exposition.served(f"unix:{place}", look=lambda: None, written=nothing):
+                pass
+        assert is_served(place)
+    # it is nobody's now
+    async with exposition.served(f"unix:{place}", look=lambda: None, written=nothing):
+        assert (await read(place)).startswith("HTTP/1.1 200 OK")
+    assert not place.exists()
+
+
+async def test_a_socket_of_somebody_else_is_left_in_the_end(folder: Path) -> None:
+    place = folder / "metrics"
+    async with exposition.served(f"unix:{place}", look=lambda: None, written=nothing):
+        place.unlink()
+        other = listens(place)
+    with other:
+        assert is_served(place)
+
+
+async def test_what_is_no_socket_is_left_alone(folder: Path) -> None:
+    place = folder / "metrics"
+    place.write_text("notes")
+    with pytest.raises(errors.MetricsUnavailable, match="no socket"):
+        async with exposition.served(f"unix:{place}", look=lambda: None, written=nothing):
+            pass
+    assert place.read_text() == "notes"
 
 
 async def test_by_default_nothing_is_served(folder: Path) -> None:

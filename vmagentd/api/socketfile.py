@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from systemd import daemon
 
+from vmagentd import sockets
 from vmagentd.errors import SocketInUse
 
 if TYPE_CHECKING:
@@ -122,8 +123,7 @@ class SocketFile:
     ) -> None:
         """Remove the socket if it is still ours, then give the right up."""
         try:
-            if self._ours is not None and self._identity() == self._ours:
-                self._path.unlink()
+            sockets.remove(self._path, self._ours)
             self.private.unlink(missing_ok=True)
             self._folder.rmdir()
         except OSError:
@@ -146,12 +146,12 @@ class SocketFile:
             made.bind(os.fspath(bound))
             bound.chmod(self._mode)
             made.listen(_BACKLOG)
-            there = bound.lstat()
+            ours = sockets.identity(bound)
             bound.rename(self._path)
         except OSError as error:
             made.close()
             raise self._refusal(f"cannot be served: {error.strerror}") from error
-        self._ours = (there.st_dev, there.st_ino)
+        self._ours = ours
         return made
 
     def _make_folder(self) -> None:
@@ -178,28 +178,9 @@ class SocketFile:
 
     def _check_present(self) -> None:
         """Refuse the path if what is there now is in use or is no socket."""
-        try:
-            present = self._path.lstat()
-        except FileNotFoundError:
-            return
-        if not stat.S_ISSOCK(present.st_mode):
-            raise self._refusal("something that is no socket is in its place")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(0)
-            try:
-                probe.connect(os.fspath(self._path))
-            except ConnectionRefusedError:
-                return  # left behind by a daemon that was killed; replaced when we bind
-            except BlockingIOError:
-                pass  # somebody listens, with a full backlog
-        raise self._refusal("another process serves it")
-
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            present = self._path.lstat()
-        except FileNotFoundError:
-            return None
-        return present.st_dev, present.st_ino
+        why = sockets.why_not_at(self._path)
+        if why is not None:
+            raise self._refusal(why)
 
     def _refusal(self, why: str) -> SocketInUse:
         return SocketInUse(str(self._path), why)

@@ -11,8 +11,10 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from vmagentd import sockets
 from vmagentd.errors import MetricsUnavailable
 
 if TYPE_CHECKING:
@@ -44,10 +46,14 @@ async def served(
     Raises:
         MetricsUnavailable: the place is taken, or not ours to take.
     """
+    path = Path(listen.removeprefix("unix:")) if listen.startswith("unix:") else None
     with ThreadPoolExecutor(1, thread_name_prefix="metrics") as pool:
         reader = _Reader(look, written, pool)
         try:
-            server = await _bound(listen, reader)
+            if path is not None and (why := sockets.why_not_at(path)):
+                raise MetricsUnavailable(listen, why)
+            server = await _bound(listen, path, reader)
+            ours = None if path is None else sockets.identity(path)
         except OSError as error:
             raise MetricsUnavailable(listen, error.strerror or str(error)) from error
         try:
@@ -56,14 +62,13 @@ async def served(
         finally:
             server.close()
             reader.close()
-            if listen.startswith("unix:"):
+            if path is not None:
                 with suppress(OSError):
-                    os.unlink(listen.removeprefix("unix:"))  # noqa: PTH108 - no Path on the loop
+                    sockets.remove(path, ours)
 
 
-async def _bound(listen: str, reader: _Reader) -> asyncio.Server:
-    if listen.startswith("unix:"):
-        path = listen.removeprefix("unix:")
+async def _bound(listen: str, path: Path | None, reader: _Reader) -> asyncio.Server:
+    if path is not None:
         server = await asyncio.start_unix_server(reader, path, limit=_MAX_REQUEST_BYTES)
         # figures are no secret, and nothing can be changed through it; its directory decides
         os.chmod(path, 0o666)  # noqa: S103, PTH101 - just made, and local
