@@ -99,6 +99,21 @@ def test_what_is_no_duration(file: Path, value: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("survey_interval", "61m", "must be from 100ms to 1h"),
+        ("drain_timeout", "999ms", "must be from 1s to 60s"),
+        ("remote.max_connection_age", "8d", "must be from 1s to 7d"),
+        ("audit.age_max", "59m", "must be from 1h to 3650d"),
+    ],
+)
+def test_how_long_a_duration_may_be_is_told_as_it_is_written(
+    file: Path, key: str, value: str, why: str
+) -> None:
+    assert problems(file, f'{key} = "{value}"') == (f"{key}: {why}",)
+
+
+@pytest.mark.parametrize(
     ("text", "mode"), [("0600", 0o600), ("660", 0o660), ("0777", 0o777), ("000", 0)]
 )
 def test_a_mode(file: Path, text: str, mode: int) -> None:
@@ -113,6 +128,26 @@ def test_what_is_no_mode(file: Path, value: str) -> None:
     assert problem.startswith("socket_mode: expected a file mode")
 
 
+NO_HOSTS = ("", ".", "a..b", ".a", "x" * 64, "ä", "a b", "[..]", "[.1]", "[::1%a..b]", "::1")
+
+
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [
+        ("127.0.0.1", 1),
+        ("[::1]", 65535),
+        ("[::]", 9464),
+        ("[fe80::1%eth0.7]", 9464),
+        ("[::ffff:192.0.2.1]", 9464),
+        ("host1.example.org", 9464),
+        ("example.org.", 9464),
+    ],
+)
+def test_an_address(file: Path, host: str, port: int) -> None:
+    text = f'metrics.listen = "{host}:{port}"'
+    assert loaded(file, text).metrics.listen == f"{host}:{port}"
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -123,6 +158,11 @@ def test_what_is_no_mode(file: Path, value: str) -> None:
         ("socket", r'"/run/a\u0000b"'),
         ("remote.deny_file", r'"/etc/\u0000"'),
         ("metrics.listen", r'"unix:/run/\u0000"'),
+        *(
+            (f"{table}.listen", f'"{host}:9464"')
+            for table in ("metrics", "remote")
+            for host in NO_HOSTS
+        ),
         ("state_dir", "[]"),
         ("log_level", '"loud"'),
         ("log_level", "1"),

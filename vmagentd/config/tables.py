@@ -1,21 +1,14 @@
-"""The tables of the settings, with their defaults, units and limits."""
+"""The tables of the settings, with their defaults and limits."""
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from vmagentd.config.values import Address, Age, Duration, FileMode, FilePath, Place, Size, within
 from vmagentd.model import (
     Denied,
     Grant,
@@ -32,78 +25,6 @@ from vmagentd.operations.starts import HostLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
-_SIZES: Final = {"MiB": 20, "GiB": 30, "TiB": 40}
-_SIZE: Final = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)(MiB|GiB|TiB)")
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-
-
-def _duration(value: object) -> object:
-    """Read `90s`, `1m30s`, `500ms`; a plain number has no unit, so it is refused."""
-    if isinstance(value, timedelta):
-        return value
-    if not isinstance(value, str) or not _DURATION.fullmatch(value):
-        message = 'expected a duration like "5s", "1m30s" or "500ms"'
-        raise ValueError(message)
-    seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value))
-    try:
-        return timedelta(seconds=seconds)
-    except OverflowError:
-        return timedelta.max  # more than any setting allows
-
-
-def _size(value: object) -> object:
-    """Read `512GiB`, `1.5TiB`; a plain number has no unit, so only 0 is taken."""
-    if value == 0:
-        return 0
-    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
-        message = 'expected a size like "512MiB", "64GiB" or "1.5TiB", or 0'
-        raise ValueError(message)
-    return int(float(found[1]) * (1 << _SIZES[found[2]]))
-
-
-def _path(value: Path) -> Path:
-    """Check that a file can have this path."""
-    if "\0" in str(value) or value == Path():
-        message = "expected the path of a file"
-        raise ValueError(message)
-    return value
-
-
-def _mode(value: object) -> object:
-    """Read a file mode in octal, `"0660"`."""
-    if isinstance(value, int):
-        message = 'expected a file mode in quotes, like "0660"'
-        raise ValueError(message)  # noqa: TRY004 - of others pydantic makes no problem of ours
-    if not isinstance(value, str) or not re.fullmatch(r"0?[0-7]{3}", value):
-        message = 'expected a file mode in octal, like "0660"'
-        raise ValueError(message)
-    return int(value, 8)
-
-
-def _listen(value: str) -> str:
-    """Check `127.0.0.1:9464`, `[::1]:9464` or `unix:/path`."""
-    host, _, port = value.rpartition(":")
-    at_port = bool(host) and port.isdecimal() and 0 < int(port) <= _HIGHEST_PORT
-    if "\0" not in value and (value.startswith("unix:/") or at_port):
-        return value
-    message = 'expected an address like "127.0.0.1:9464" or "unix:/run/vmagentd/metrics.sock"'
-    raise ValueError(message)
-
-
-_ADDRESS: Final = re.compile(r"(?:\[[0-9A-Fa-f:.%\w]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
-_HIGHEST_PORT: Final = 65535
-_SECOND, _HOUR = timedelta(seconds=1), timedelta(hours=1)
-Duration = Annotated[
-    timedelta, BeforeValidator(_duration), Field(ge=timedelta(milliseconds=100), le=_HOUR)
-]
-Age = Annotated[timedelta, BeforeValidator(_duration), Field(ge=_HOUR, le=timedelta(days=3650))]
-Size = Annotated[int, BeforeValidator(_size), Field(ge=0, le=1 << 60)]
-FilePath = Annotated[Path, AfterValidator(_path)]
-FileMode = Annotated[int, BeforeValidator(_mode)]
 
 
 class _Table(BaseModel):
@@ -139,7 +60,7 @@ class MetricsSettings(_Table):
     """`[metrics]`: figures for Prometheus."""
 
     # HOST:PORT or unix:PATH; whoever can connect may read. Unset: nothing is measured or served
-    listen: Annotated[str, AfterValidator(_listen)] | None = None
+    listen: Place | None = None
 
 
 class AuditSettings(_Table):
@@ -251,19 +172,11 @@ def _denied(parse: Callable[[str], object]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _address(value: object) -> object:
-    found = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
-    if found is None or not 0 < int(found["port"]) <= _HIGHEST_PORT:
-        message = 'expected an address and a port, like "0.0.0.0:7443" or "[::1]:7443"'
-        raise ValueError(message)
-    return value
-
-
 class RemoteSettings(_Table):
     """`[remote]`: the TCP port for other hosts, with TLS. Off unless `listen` is set."""
 
     # like "0.0.0.0:7443", which is all addresses, IPv6 too; unset: nobody comes from elsewhere
-    listen: Annotated[str, BeforeValidator(_address)] | None = None
+    listen: Address | None = None
     # in PEM: the daemon's own, with what is between it and its CA, and its key
     certificate: FilePath | None = None
     key: FilePath | None = None
@@ -277,9 +190,7 @@ class RemoteSettings(_Table):
     # one that is written over is empty for a moment, and nobody is denied then
     deny_file: FilePath | None = None
     # a connection ends then, and its client connects again
-    max_connection_age: Annotated[
-        timedelta, BeforeValidator(_duration), Field(ge=_SECOND, le=timedelta(days=7))
-    ] = _HOUR
+    max_connection_age: Annotated[timedelta, within("1s", "7d")] = timedelta(hours=1)
 
     @model_validator(mode="after")
     def _never_without_tls(self) -> Self:
@@ -335,9 +246,7 @@ class Config(_Table):
     # longest time between two surveys of all VMs
     survey_interval: Duration = timedelta(minutes=1)
     # longest wait for calls under way when the daemon ends
-    drain_timeout: Annotated[
-        timedelta, BeforeValidator(_duration), Field(ge=_SECOND, le=timedelta(seconds=60))
-    ] = timedelta(seconds=2)
+    drain_timeout: Annotated[timedelta, within("1s", "60s")] = timedelta(seconds=2)
     stop: StopSettings = StopSettings()
     host_limits: HostLimitSettings = HostLimitSettings()
     retention: RetentionSettings = RetentionSettings()
