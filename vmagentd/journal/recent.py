@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from vmagentd.model import Operation, OperationId, Revision, Transition
 
@@ -49,13 +49,21 @@ class EndedOperations:
 
     def __init__(self) -> None:
         self._kept: dict[OperationId, Operation] = {}
+        self._calls: dict[OperationId, Callable[[], object]] = {}
 
     def __contains__(self, operation_id: OperationId) -> bool:
         return operation_id in self._kept
 
+    def on_end(self, operation_id: OperationId, call: Callable[[], object]) -> None:
+        """Have *call* called as that operation's end is shown, before who waits for it is told."""
+        self._calls[operation_id] = call
+
     def add(self, operations: Iterable[Operation]) -> None:
         """Take in those of *operations* that are over."""
-        self._kept |= {each.id: each for each in operations if each.phase.final}
+        for each in operations:
+            if each.phase.final:
+                self._kept[each.id] = each
+                self._calls.pop(each.id, lambda: None)()
 
     def take(self, operation_id: OperationId) -> Operation:
         """Return an operation as it ended, and keep it no longer."""

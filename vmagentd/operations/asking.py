@@ -21,7 +21,7 @@ from vmagentd.errors import (
 )
 from vmagentd.lifecycle.steps import is_outlived
 from vmagentd.model import OnGraceExpired, OperationPhase, VmState
-from vmagentd.operations.run import log_fields
+from vmagentd.operations.logged import log_fields
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 class Bound:
-    """A wait that ends quietly: at its time, or when somebody ends it before.
+    """A wait that ends quietly: at its time, if it has one, or when somebody ends it before.
 
     Its time may have come already: what is awaited inside ends where it has to wait first.
     """
 
-    def __init__(self, time: float) -> None:
+    def __init__(self, time: float | None = None) -> None:
         self._timeout = asyncio.timeout_at(time)
         self._over = True  # so far
 

@@ -18,7 +18,8 @@ from vmagentd.errors import (
 from vmagentd.model import Operation, OperationFailure, OperationPhase
 from vmagentd.operations.intake import Intake, Request
 from vmagentd.operations.lasting import outlast
-from vmagentd.operations.run import Run, log_fields
+from vmagentd.operations.logged import log_fields
+from vmagentd.operations.run import Run
 from vmagentd.operations.verbs import VERBS
 
 if TYPE_CHECKING:
@@ -138,14 +139,19 @@ class Operations:
 
     async def _conclude(self, run: Run, *, resumed: bool) -> None:
         try:
-            outcome = await self._carry_out(run, resumed=resumed)
+            outcome = await run.while_open(self._carry_out(run, resumed=resumed))
         except JournalUnwritable:
             raise
         except VmagentdError as error:
             await self._fail(run, error)
         else:
-            await run.end(OperationPhase.SUCCEEDED, outcome=outcome)
-            self._tell(run.operation, outcome)
+            if outcome is not None:
+                await run.end(OperationPhase.SUCCEEDED, outcome=outcome)
+        run.conclude()
+        self._on_end(run.operation)
+        failure = run.operation.failure
+        how = f"{run.operation.phase}: {failure.message}" if failure else run.operation.outcome
+        self._log(run.operation, str(how))
 
     async def _carry_out(self, run: Run, *, resumed: bool) -> OperationOutcome:
         """Carry it out; go on with it if it failed without force that was asked for meanwhile.
@@ -179,11 +185,6 @@ class Operations:
             error=type(error).__name__, message=str(error), facts=error.facts
         )
         await run.end(phase, failure=failure)
-        self._tell(run.operation, f"{phase}: {error}")
-
-    def _tell(self, operation: Operation, how: str) -> None:
-        self._on_end(operation)
-        self._log(operation, how)
 
     def _log(self, operation: Operation, how: str) -> None:
         failed = operation.phase is OperationPhase.FAILED

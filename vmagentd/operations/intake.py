@@ -27,7 +27,8 @@ from vmagentd.model import (
     VmUuid,
 )
 from vmagentd.operations.lasting import outlast
-from vmagentd.operations.run import Run, log_fields
+from vmagentd.operations.logged import log_fields
+from vmagentd.operations.run import Run
 from vmagentd.operations.verbs import VERBS
 
 if TYPE_CHECKING:
@@ -181,7 +182,12 @@ class Intake:
         """Return the run that is joined, or the new one that takes the place of what it ended."""
         operation_id = _new_id()
         while (run := self._runs.get(vm.uuid)) is not None:
-            match meeting(run.operation, asked.parameters):
+            met = meeting(run.operation, asked.parameters)
+            if run.concluded or (met is Meeting.JOIN and run.ending):
+                self._journal.check_writable()  # else its end may not come
+                await run.over.wait()
+                continue
+            match met:
                 case Meeting.JOIN:
                     await self._join(run, asked)
                     return run

@@ -23,9 +23,10 @@ from vmagentd.model import (
 from vmagentd.operations.bound import Bound
 from vmagentd.operations.course import Course
 from vmagentd.operations.cursor import Cursor
+from vmagentd.operations.logged import log_fields
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable
 
     from vmagentd.errors import VmagentdError
     from vmagentd.model import Caller, OperationFailure, Parameters, Vm
@@ -37,16 +38,6 @@ log = logging.getLogger(__name__)
 
 # How long an event may be missing before libvirt is asked.
 EVENT_DUE_S: Final = 1.0
-
-
-def log_fields(operation: Operation) -> dict[str, object]:
-    """Return what a log record tells of *operation* beside its message."""
-    return {
-        "VM_UUID": operation.vm,
-        "VM_NAME": operation.vm_name,
-        "OPERATION_ID": operation.id,
-        "ACTOR": operation.actor,
-    }
 
 
 class Run:
@@ -102,9 +93,14 @@ class Run:
         return self._force_wanted and not used and not self.ending
 
     @property
+    def concluded(self) -> bool:
+        """Whether it has ended in the journal, which is to be told yet."""
+        return self.operation.id in self._journal.ended
+
+    @property
     def ending(self) -> bool:
         """Whether it was cancelled, or its end is being committed: force comes too late for it."""
-        return self._cancelled is not None or self.operation.phase.final
+        return self._cancelled is not None or self.operation.phase.final or self.concluded
 
     @property
     def time_left(self) -> timedelta:
@@ -226,15 +222,26 @@ class Run:
             self._course.tell(self.operation)
 
     async def step(self, phase: OperationPhase) -> None:
-        """Take a step; it is committed, then told. None if it has ended: see `end`."""
-        if self.operation.id in self._journal.ended:
-            return
+        """Take a step; it is committed, then told.
+
+        What was known before it is old: the commit may have waited for the disk.
+        """
         failpoint("before", phase)
         self.operation = step(self.operation, phase, time=datetime.now(UTC))
         await self._journal.append(self.operation)
-        if self.operation.id not in self._journal.ended:
-            failpoint("after", phase)
-            self._course.tell(self.operation)
+        failpoint("after", phase)
+        self._course.tell(self.operation)
+
+    async def while_open(self, work: Awaitable[OperationOutcome]) -> OperationOutcome | None:
+        """Return what comes of *work*; None as soon as the operation has ended in the journal.
+
+        There it ends with what its VM becomes, whatever is being waited for here.
+        """
+        still_open = Bound()
+        async with still_open:
+            self._journal.ended.on_end(self.operation.id, still_open.end)
+            return await work
+        return None
 
     async def end(
         self,
@@ -243,15 +250,15 @@ class Run:
         outcome: OperationOutcome | None = None,
         failure: OperationFailure | None = None,
     ) -> None:
-        """End it; the outcome is committed, then told.
-
-        If libvirt's answer and the VM's state have ended it already, it has ended so.
-        """
-        if self.operation.id not in self._journal.ended:
+        """Commit its end, unless it has ended in the journal by now."""
+        if not self.concluded:
             failpoint("before", phase)
             now = datetime.now(UTC)
             self.operation = end(self.operation, phase, time=now, outcome=outcome, failure=failure)
             await self._journal.append(self.operation)
+
+    def conclude(self) -> None:
+        """Tell its end as the journal has it."""
         self.operation = self._journal.ended.take(self.operation.id)
         failpoint("after", self.operation.phase)
         self._course.tell(self.operation)

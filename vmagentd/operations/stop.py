@@ -19,7 +19,8 @@ from vmagentd.errors import (
 from vmagentd.lifecycle.steps import is_outlived
 from vmagentd.model import OnGraceExpired, OperationOutcome, OperationPhase, VmState
 from vmagentd.operations.asking import grace_expired, press, refuse_outlived, refuse_unheard
-from vmagentd.operations.run import EVENT_DUE_S, log_fields
+from vmagentd.operations.logged import log_fields
+from vmagentd.operations.run import EVENT_DUE_S
 
 if TYPE_CHECKING:
     from vmagentd.model import StopParameters, Vm

@@ -149,6 +149,30 @@ class TestCancelled:
         assert cancelled.failure is not None
         assert cancelled.failure.facts["operation_id"] == stopped.id == forced.id
 
+    @pytest.mark.parametrize("wish", [STOP, START])
+    async def test_who_asks_then_asks_for_something_of_his_own(
+        self, here: Site, daemon: Daemon, wish: Parameters
+    ) -> None:
+        ref, phase = ("a", OperationPhase.SIGNALLED)
+        here.domains.deaf()
+        here.domains.before["start"] = libvirt = Gate()
+        if wish is START:
+            ref, phase = ("off", OperationPhase.STARTING)
+        operation_id, first = await daemon.under_way(ref, wish, phase)
+        here.domains.before["look_up"] = look = Gate()
+        async with asyncio.timeout(DEADLINE_S):
+            cancelling = asyncio.create_task(cancel(daemon, operation_id))
+            await look.reached.wait()
+            here.domains.instead.clear()
+            mine = asyncio.create_task(daemon.done(ref, wish, actor="third"))
+            await turns(20)
+            look.open.set()
+            await cancelling
+            assert (await first).phase is OperationPhase.CANCELLED
+            libvirt.open.set()
+            assert (await mine).phase is OperationPhase.SUCCEEDED
+        assert (await mine).id != operation_id
+
 
 class TestForced:
     async def test_more_force_does_not_interrupt_force(self, here: Site, daemon: Daemon) -> None:
