@@ -12,6 +12,7 @@ from vmagentd.errors import (
     OperationCancelled,
     OperationInterrupted,
     OperationNotFound,
+    OutcomeUnknown,
     ShuttingDown,
     VmagentdError,
 )
@@ -133,15 +134,14 @@ class Operations:
             why = error
         finally:
             # whoever waits for `over` finds the VM free
-            del self._runs[run.operation.vm]
+            if self._runs.get(run.operation.vm) is run:  # of several that were left open the last
+                del self._runs[run.operation.vm]
             run.leave()
             run.abandon(why)
 
     async def _conclude(self, run: Run, *, resumed: bool) -> None:
         try:
             outcome = await run.while_open(self._carry_out(run, resumed=resumed))
-        except JournalUnwritable:
-            raise
         except VmagentdError as error:
             await self._fail(run, error)
         else:
@@ -163,8 +163,6 @@ class Operations:
         while True:
             try:
                 return await procedure(run, parameters)
-            except JournalUnwritable:
-                raise
             except VmagentdError:
                 run.leave()  # others need not wait until its end is committed
                 await run.look_if_possible()
@@ -174,6 +172,9 @@ class Operations:
                 procedure, known = verb.go_on, True
 
     async def _fail(self, run: Run, error: VmagentdError) -> None:
+        if isinstance(error, JournalUnwritable):
+            # it could not be read; where nothing is written any more, nor will this be
+            error = OutcomeUnknown(run.operation.vm, run.operation.verb.lower(), str(error))
         match error:
             case CancelledByStop() | OperationCancelled():
                 phase = OperationPhase.CANCELLED

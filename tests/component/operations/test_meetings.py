@@ -14,6 +14,7 @@ from tests.component.operations.site import (
     DEADLINE_S,
     FORCED,
     PAUSE,
+    REBOOT,
     RESUME,
     SECOND,
     START,
@@ -328,6 +329,25 @@ class TestTheNextDaemon:
             daemon.operations.recover()
             async with asyncio.timeout(DEADLINE_S):
                 assert (await forced).id == stop_id  # it escalated that one
+
+    async def test_of_several_on_one_vm_each_comes_to_its_end(self, here: Site) -> None:
+        here.domains.deaf()
+        async with here.daemon() as daemon:
+            reboot_id, caller = await daemon.under_way("a", REBOOT, OperationPhase.SIGNALLED)
+            reboot = await stored(daemon, reboot_id)
+            later = reboot.accept_time + SECOND
+            stop = replace(reboot, id=OperationId("stop"), parameters=STOP, accept_time=later)
+            await daemon.journal.append(stop)
+        await asyncio.wait([caller])
+        del here.domains.instead["shutdown"]
+        async with here.daemon() as daemon:
+            assert [each.id for each in daemon.journal.left_open] == [reboot_id, stop.id]
+            async with asyncio.timeout(DEADLINE_S):
+                for each in daemon.journal.left_open:
+                    while (await stored(daemon, each.id)).end_time is None:
+                        pass
+            assert (await stored(daemon, stop.id)).outcome is DONE
+            assert not here.domain("a").isActive()
 
 
 async def stored(daemon: Daemon, operation_id: OperationId) -> Operation:

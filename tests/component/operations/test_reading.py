@@ -1,8 +1,11 @@
-"""An operation that waits reads what happens on its host once, however long it waits."""
+"""An operation that waits reads what happens on its host once, however long; if it can."""
 
 from __future__ import annotations
 
+import asyncio
+import resource
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
@@ -12,6 +15,8 @@ import pytest
 from tests.component.hypervisor.host import until
 from tests.component.journal.facts import event
 from tests.component.operations.site import (
+    DEADLINE_S,
+    FORCED,
     PAUSE,
     REBOOT,
     SECOND,
@@ -22,7 +27,13 @@ from tests.component.operations.site import (
     Site,
 )
 from vmagentd.errors import OutcomeUnknown
-from vmagentd.model import OperationPhase, Parameters, Revision, Transition
+from vmagentd.model import (
+    OperationOutcome,
+    OperationPhase,
+    Parameters,
+    Revision,
+    Transition,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,3 +94,29 @@ async def test_what_happens_to_others_is_not_read_again(
         # what happens during a press need not be read at all
         assert max(read.values(), default=0) <= 1
         waiting.cancel()
+
+
+@contextmanager
+def nothing_opened() -> Iterator[None]:
+    """Let no file be opened: no descriptor is free."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_one_that_cannot_read_does_not_stay_open(here: Site) -> None:
+    """A Reboot reads whether its guest may have rebooted unheard before it asks again."""
+    here.domains.deaf()
+    here.times = replace(TIMES, press_interval=0.1 * SECOND)
+    async with here.daemon() as daemon, asyncio.timeout(DEADLINE_S):
+        _, reboot = await daemon.under_way("a", REBOOT, OperationPhase.SIGNALLED)
+        with nothing_opened():
+            failure = (await reboot).failure
+        assert failure is not None
+        assert failure.error == "OutcomeUnknown"
+        assert "unable to open database file" in failure.message
+        assert daemon.journal.writable
+        assert (await daemon.done("a", FORCED)).outcome is OperationOutcome.DONE
