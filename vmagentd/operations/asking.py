@@ -71,7 +71,7 @@ async def press(
     """
     await run.step(OperationPhase.SIGNALLED)
     run.check()  # nobody was waiting who could be interrupted
-    if run.forced:
+    if run.forced or not run.vm.active or is_outlived(run.operation, run.vm):
         return None
     method = None
     try:

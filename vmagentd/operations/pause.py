@@ -46,6 +46,7 @@ async def pause(run: Run, parameters: PauseParameters) -> OperationOutcome:
     """
     if not run.opened:
         await run.look()
+        run.bind()  # the journal may have been behind as it was accepted
     return await _bring(run, parameters, VmState.PAUSED, _refuse_pause)
 
 
@@ -73,6 +74,7 @@ async def resume(run: Run, parameters: ResumeParameters) -> OperationOutcome:
     """
     if not run.opened:
         await run.look()
+        run.bind()
     return await _bring(run, parameters, VmState.RUNNING, _refuse_resume)
 
 
@@ -129,6 +131,7 @@ async def _bring(
             raise OperationTimedOut(vm, parameters.verb, parameters.timeout)
         await run.step(OperationPhase.APPLYING)
     run.check()
+    refuse_outlived(run)
     cursor, silent = run.cursor(), False
     try:
         async with run.until(run.deadline):

@@ -168,6 +168,9 @@ async def _reset(run: Run) -> None:
     # committed before: nothing would tell the next daemon that the guest was reset
     await run.step(OperationPhase.FORCING)
     run.check()
+    refuse_outlived(run)
+    if not run.vm.active:
+        raise VmInState(run.vm)
     try:
         async with run.until(loop.time() + run.times.force_timeout.total_seconds()):
             await run.domains.reset(run.operation.vm)

@@ -23,11 +23,15 @@ from vmagentd.operations.logged import log_fields
 from vmagentd.operations.run import EVENT_DUE_S
 
 if TYPE_CHECKING:
+    from vmagentd.errors import VmagentdError
     from vmagentd.model import StopParameters, Vm
     from vmagentd.operations.run import Run
     from vmagentd.operations.starts import StartCall
 
 log = logging.getLogger(__name__)
+
+# How libvirt says that there is no process that could be forced off.
+_NOT_UP = (VmNotFound, LibvirtInvalidState)
 
 
 def open_stop(run: Run, _parameters: StopParameters) -> OperationPhase | None:
@@ -143,28 +147,24 @@ async def _force(run: Run) -> OperationOutcome:
 
     Raises:
         ForceTimedOut: it is not, after all the time it may take.
+        OperationInterrupted: it was started anew before anything was done to end it.
         OutcomeUnknown: libvirt cannot be asked then.
     """
     loop = asyncio.get_running_loop()
     give_up = loop.time() + run.times.force_timeout.total_seconds()
     untouched = run.opened  # so far
-    if not run.opened:
+    if run.opened:
+        refuse_outlived(run)  # its commit may have waited for the disk, as that of each step
+    else:
         await run.step(OperationPhase.FORCING)
     while True:
         run.check()
+        if _is_off(run):
+            return run.holds() if untouched else OperationOutcome.DONE
         cursor = run.cursor()
-        try:
-            async with run.until(give_up):
-                await run.domains.destroy(run.operation.vm, answered=run.answered)
-        except (VmNotFound, LibvirtInvalidState):
-            if not (await run.look_in_time(give_up)).active and untouched:
-                return run.holds()
-        except LibvirtRefused:
-            if (await run.look_in_time(give_up)).active:
-                raise
-        except (LibvirtBusy, LibvirtUnreachable, OutcomeUnknown) as error:
-            fields = log_fields(run.operation)
-            log.warning("stop %s: forced without an answer: %s", run.vm.name, error, extra=fields)
+        refusal = await _destroy(run, give_up)
+        if untouched and isinstance(refusal, _NOT_UP) and not run.vm.active:
+            return run.holds()
         untouched = False
         if run.vm.active:
             async with run.until(min(give_up, loop.time() + EVENT_DUE_S)):
@@ -177,6 +177,30 @@ async def _force(run: Run) -> OperationOutcome:
         if late:
             raise ForceTimedOut(run.vm)
         await run.step(OperationPhase.FORCING)
+
+
+async def _destroy(run: Run, give_up: float) -> VmagentdError | None:
+    """Have libvirt force the VM off; return why it has not, None if it has or nobody knows.
+
+    Raises:
+        LibvirtRefused: it does not, and the VM is not off.
+        OutcomeUnknown: it does not, and cannot be asked for the VM in time.
+    """
+    try:
+        async with run.until(give_up):
+            await run.domains.destroy(run.operation.vm, answered=run.answered)
+    except _NOT_UP as error:
+        await run.look_in_time(give_up)
+        return error
+    except LibvirtRefused as error:
+        if (await run.look_in_time(give_up)).active:
+            raise
+        return error
+    except (LibvirtBusy, LibvirtUnreachable, OutcomeUnknown) as error:
+        fields = log_fields(run.operation)
+        log.warning("stop %s: forced without an answer: %s", run.vm.name, error, extra=fields)
+        return None if isinstance(error, OutcomeUnknown) else error
+    return None
 
 
 async def _end_start(run: Run, parameters: StopParameters) -> bool:
@@ -209,8 +233,7 @@ async def _break_off(run: Run, starting: StartCall) -> bool:
             async with run.until(give_up):
                 await run.domains.destroy(run.operation.vm)
         except (
-            VmNotFound,
-            LibvirtInvalidState,
+            *_NOT_UP,
             LibvirtBusy,
             LibvirtRefused,  # its process may be ending just now
             LibvirtUnreachable,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ from tests.component.operations.site import (
     Daemon,
     Site,
     for_ever,
+    nothing,
     somebody,
     unreachable,
 )
@@ -42,7 +45,7 @@ from vmagentd.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 DONE, ALREADY_DONE = OperationOutcome.DONE, OperationOutcome.ALREADY_DONE
 REBOOT_OR_FORCE = replace(REBOOT, on_grace_expired=OnGraceExpired.FORCE)
@@ -271,6 +274,19 @@ class TestInARunningDaemon:
         assert (await daemon.done("a", wish)).outcome is DONE
         assert daemon.vm("a").state is VmState.STOPPED
 
+    @pytest.mark.parametrize("wish", [PAUSE, RESUME])
+    async def test_likewise_if_it_can_be_only_by_what_the_journal_does_not_know(
+        self, here: Site, daemon: Daemon, wish: Parameters
+    ) -> None:
+        if wish is PAUSE:
+            here.domain("a").suspend()
+            await daemon.until_state("a", VmState.PAUSED)
+        await here.in_silence(lambda: reboot(here))
+        if wish is RESUME:
+            await here.in_silence(here.domain("a").suspend)
+        assert (await daemon.done("a", wish)).outcome is DONE
+        assert here.domains.calls == [wish.verb.lower()]
+
     @pytest.mark.parametrize("wish", [STOP, FORCED])
     async def test_who_joins_a_stop_means_the_boot_that_there_is(
         self, here: Site, wish: Parameters
@@ -328,3 +344,82 @@ class TestInARunningDaemon:
         assert (operation.id, operation.phase) == (operation_id, phase)
         assert here.domains.calls == [call]
         assert here.domain("a").isActive()
+
+
+@contextmanager
+def busy_disk(here: Site) -> Iterator[None]:
+    """Let nothing be committed."""
+    with closing(sqlite3.connect(here.state_dir / "journal.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+async def reboot_unshown(here: Site) -> None:
+    """Start a VM anew; that is known once something can be committed."""
+    before = here.connection.events_taken
+    reboot(here)
+    await until(lambda: here.connection.events_taken >= before + 2, "its events")
+
+
+class TestTheDiskIsBusy:
+    """What is to be done is committed first, and meanwhile the VM is started anew."""
+
+    @pytest.mark.parametrize("answered", [False, True])
+    @pytest.mark.parametrize(
+        ("wish", "phase"), [(STOP, OperationPhase.SUCCEEDED), (REBOOT, OperationPhase.INTERRUPTED)]
+    )
+    async def test_force(
+        self,
+        here: Site,
+        daemon: Daemon,
+        wish: Parameters,
+        phase: OperationPhase,
+        *,
+        answered: bool,
+    ) -> None:
+        call = wish.verb.lower().replace("stop", "shutdown")
+        here.domains.instead[call] = nothing if answered else unreachable
+        _, stop = await daemon.under_way("a", wish, OperationPhase.SIGNALLED)
+        await until(lambda: here.domains.calls == [call], "the guest is asked")
+        (run,) = daemon.operations._runs.values()
+        with busy_disk(here):
+            await reboot_unshown(here)
+            run.escalate()
+            await until(lambda: run.operation.phase is OperationPhase.FORCING, "the step")
+        await asyncio.wait([stop], timeout=DEADLINE_S)
+        assert run.operation.phase is phase
+        assert here.domains.calls == [call]
+        assert here.domain("a").isActive()
+
+    @pytest.mark.parametrize(
+        ("wish", "phase"), [(STOP, OperationPhase.SUCCEEDED), (REBOOT, OperationPhase.FAILED)]
+    )
+    async def test_the_next_press(
+        self, here: Site, wish: Parameters, phase: OperationPhase
+    ) -> None:
+        call = wish.verb.lower().replace("stop", "shutdown")
+        here.times = replace(TIMES, press_interval=0 * SECOND)
+        here.domains.instead[call] = libvirt = Gate()
+        async with here.daemon() as daemon:
+            _, stop = await daemon.under_way("a", wish, OperationPhase.SIGNALLED)
+            await libvirt.reached.wait()
+            (run,) = daemon.operations._runs.values()
+            with busy_disk(here):
+                await reboot_unshown(here)
+                libvirt.open.set()
+                await until(lambda: len(run.operation.steps) > 2, "the step")
+            await asyncio.wait([stop], timeout=DEADLINE_S)
+            assert run.operation.phase is phase
+            assert here.domains.calls == [call]
+            assert here.domain("a").isActive()
+
+    @pytest.mark.parametrize("wish", [FORCED, PAUSE])
+    async def test_an_acceptance(self, here: Site, daemon: Daemon, wish: Parameters) -> None:
+        """Libvirt is asked right after it."""
+        with busy_disk(here):
+            await reboot_unshown(here)
+            asking = asyncio.create_task(daemon.done("a", wish))
+            await until(lambda: daemon.operations._runs, "it waits for its acceptance")
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await asking).phase is OperationPhase.INTERRUPTED
+        assert here.domains.calls == []
