@@ -201,10 +201,17 @@ class Domains:
             self._act, vm, "pMWakeup", lambda domain: domain.pMWakeup(0), deadline=deadline
         )
 
-    async def destroy(self, vm: VmUuid, *, answered: OnAnswer = lambda: None) -> None:
+    async def destroy(
+        self,
+        vm: VmUuid,
+        *,
+        deadline: timedelta = _DESTROY_DEADLINE,
+        answered: OnAnswer = lambda: None,
+    ) -> None:
         """Force a VM off; returns when libvirt says that its process has ended.
 
-        It is *answered* as `start`.
+        It is *answered* as `start`. At the *deadline*, or that of its own if that comes before, it
+        tells whether libvirt was given it.
 
         Raises:
             VmNotFound: libvirt does not know the VM.
@@ -215,7 +222,7 @@ class Domains:
             vm,
             "destroy",
             lambda domain: domain.destroy(),
-            deadline=_DESTROY_DEADLINE,
+            deadline=min(deadline, _DESTROY_DEADLINE),
             answered=answered,
         )
 

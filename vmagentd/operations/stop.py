@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from vmagentd.errors import (
@@ -147,16 +148,20 @@ async def _force(run: Run) -> OperationOutcome:
 
     Raises:
         ForceTimedOut: it is not, after all the time it may take.
+        LibvirtUnreachable: likewise, and libvirt was never given it.
+        LibvirtBusy: likewise.
         OperationInterrupted: it was started anew before anything was done to end it.
         OutcomeUnknown: libvirt cannot be asked then.
     """
-    loop = asyncio.get_running_loop()
-    give_up = loop.time() + run.times.force_timeout.total_seconds()
     untouched = run.opened  # so far
+    # by an earlier daemon, perhaps, or to break a start off
+    given = not untouched and run.operation.phase is OperationPhase.FORCING
     if run.opened:
         refuse_outlived(run)  # its commit may have waited for the disk, as that of each step
     else:
         await run.step(OperationPhase.FORCING)
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + run.times.force_timeout.total_seconds()
     while True:
         run.check()
         if _is_off(run):
@@ -165,7 +170,7 @@ async def _force(run: Run) -> OperationOutcome:
         refusal = await _destroy(run, give_up)
         if untouched and isinstance(refusal, _NOT_UP) and not run.vm.active:
             return run.holds()
-        untouched = False
+        untouched, given = False, given or refusal is None
         if run.vm.active:
             async with run.until(min(give_up, loop.time() + EVENT_DUE_S)):
                 await cursor.reached(lambda vm: not vm.active)
@@ -175,7 +180,7 @@ async def _force(run: Run) -> OperationOutcome:
         if _is_off(run):
             return OperationOutcome.DONE
         if late:
-            raise ForceTimedOut(run.vm)
+            raise refusal if refusal is not None and not given else ForceTimedOut(run.vm)
         await run.step(OperationPhase.FORCING)
 
 
@@ -186,9 +191,10 @@ async def _destroy(run: Run, give_up: float) -> VmagentdError | None:
         LibvirtRefused: it does not, and the VM is not off.
         OutcomeUnknown: it does not, and cannot be asked for the VM in time.
     """
+    left = timedelta(seconds=give_up - asyncio.get_running_loop().time())
     try:
-        async with run.until(give_up):
-            await run.domains.destroy(run.operation.vm, answered=run.answered)
+        async with run.until(give_up + EVENT_DUE_S):  # at its own deadline it tells more
+            await run.domains.destroy(run.operation.vm, deadline=left, answered=run.answered)
     except _NOT_UP as error:
         await run.look_in_time(give_up)
         return error

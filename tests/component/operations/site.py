@@ -124,9 +124,15 @@ class Meddled(Domains):
         return await super().shutdown(vm)
 
     @override
-    async def destroy(self, vm: VmUuid, *, answered: OnAnswer = lambda: None) -> None:
+    async def destroy(
+        self,
+        vm: VmUuid,
+        *,
+        deadline: timedelta = 50 * SECOND,
+        answered: OnAnswer = lambda: None,
+    ) -> None:
         if not await self._meddle("destroy"):
-            await super().destroy(vm, answered=answered)
+            await super().destroy(vm, deadline=deadline, answered=answered)
 
     @override
     async def reboot(self, vm: VmUuid) -> AskMethod:

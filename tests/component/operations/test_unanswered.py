@@ -1,4 +1,4 @@
-"""A start that its operation does not wait for any more: libvirt may have it, or never gets it."""
+"""What its operation does not wait for any more: libvirt may have it, or never gets it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from tests.component.operations.site import (
     Daemon,
     Site,
     somebody,
+    unreachable,
 )
+from vmagentd.errors import LibvirtBusy, OutcomeUnknown
 from vmagentd.model import (
     OnGraceExpired,
     Operation,
@@ -36,6 +38,8 @@ from vmagentd.model import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from vmagentd.hypervisor.pool import Pool
 
 DONE, ALREADY_DONE = OperationOutcome.DONE, OperationOutcome.ALREADY_DONE
 SOON: StartParameters = replace(START, timeout=0.2 * SECOND)
@@ -63,18 +67,18 @@ async def given_up(daemon: Daemon, how: str) -> None:
 
 
 @asynccontextmanager
-async def busy(here: Site) -> AsyncIterator[None]:
-    """Let libvirt hang in a call of each thread that starts VMs; then let it go on."""
-    pool, free = here.domains._start, threading.Event()
-    hung = [asyncio.create_task(pool.run(lambda _: free.wait())) for _ in range(16)]
-    await until(lambda: len(pool._unfinished) == 16 and not pool._jobs.qsize(), "all hang")
+async def busy(pool: Pool) -> AsyncIterator[None]:
+    """Let libvirt hang in a call of each thread of *pool*; then let it go on."""
+    threads, free = pool._limit, threading.Event()
+    hung = [asyncio.create_task(pool.run(lambda _: free.wait())) for _ in range(threads)]
+    await until(lambda: len(pool._unfinished) == threads and not pool._jobs.qsize(), "all hang")
     try:
         yield
     finally:
         free.set()
         await asyncio.gather(*hung)
         # in turn: whatever waited for a thread has had one
-        await asyncio.gather(*(pool.run(lambda _: None) for _ in range(16)))
+        await asyncio.gather(*(pool.run(lambda _: None) for _ in range(threads)))
 
 
 class TestNotGiven:
@@ -82,7 +86,7 @@ class TestNotGiven:
 
     async def test_one_that_is_cancelled_never_begins(self, here: Site, daemon: Daemon) -> None:
         async with asyncio.timeout(DEADLINE_S):
-            async with busy(here):
+            async with busy(here.domains._start):
                 start_id, start = await daemon.under_way("off", START, OperationPhase.STARTING)
                 await turns(20)
                 await daemon.operations.cancel(start_id, caller=somebody("other"))
@@ -96,7 +100,7 @@ class TestNotGiven:
         self, here: Site, daemon: Daemon, wish: StopParameters
     ) -> None:
         async with asyncio.timeout(DEADLINE_S):
-            async with busy(here):
+            async with busy(here.domains._start):
                 _, start = await daemon.under_way("off", START, OperationPhase.STARTING)
                 await turns(20)
                 stopped = await daemon.done("off", wish)
@@ -105,7 +109,7 @@ class TestNotGiven:
             assert not here.domain("off").isActive()
 
     async def test_one_that_is_late_never_begins(self, here: Site, daemon: Daemon) -> None:
-        async with busy(here):
+        async with busy(here.domains._start):
             late = await daemon.done("off", SOON)
             assert error_of(late) == "LibvirtUnreachable"
         assert not here.domain("off").isActive()
@@ -126,7 +130,7 @@ class TestNotGiven:
         assert here.domains.calls == []
 
     async def test_one_whose_daemon_ends_never_begins(self, here: Site) -> None:
-        async with busy(here):
+        async with busy(here.domains._start):
             async with here.daemon() as daemon:
                 _, start = await daemon.under_way("off", START, OperationPhase.STARTING)
                 await turns(20)
@@ -193,3 +197,35 @@ class TestGiven:
             assert (await start).outcome is ALREADY_DONE
         assert here.domains.calls.count("start") == 1
         assert daemon.vm("off").incarnation == 1
+
+
+class TestForce:
+    """A VM is still up when its force has had all its time."""
+
+    async def test_that_no_thread_was_free_for(self, here: Site) -> None:
+        here.times = replace(TIMES, force_timeout=0.3 * SECOND)
+        async with here.daemon() as daemon:
+            async with busy(here.domains._kill):
+                assert error_of(await daemon.done("a", FORCED)) == "LibvirtUnreachable"
+            assert here.domain("a").isActive()
+
+    @pytest.mark.parametrize(
+        ("last", "error"), [("unreachable", "LibvirtUnreachable"), ("busy", "LibvirtBusy")]
+    )
+    @pytest.mark.parametrize("once_given", [False, True])
+    async def test_that_libvirt_did_not_take(
+        self, here: Site, last: str, error: str, *, once_given: bool
+    ) -> None:
+        async def destroy() -> None:
+            if once_given and here.domains.calls.count("destroy") == 1:
+                raise OutcomeUnknown(here.uuid("a"), "destroy", "no answer")
+            if last == "busy":
+                raise LibvirtBusy(here.uuid("a"), 68, 10, "held by a job")
+            await unreachable()
+
+        here.domains.instead["destroy"] = destroy
+        # there is another attempt each second
+        here.times = replace(TIMES, force_timeout=(1.5 if once_given else 0.3) * SECOND)
+        async with here.daemon() as daemon:
+            told = error_of(await daemon.done("a", FORCED))
+            assert told == ("ForceTimedOut" if once_given else error)
