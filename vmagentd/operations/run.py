@@ -213,6 +213,7 @@ class Run:
         if opening is not None:
             self.operation = step(accepted, opening, time=datetime.now(UTC))
             self.opened = True
+        begin = asyncio.get_running_loop().time()
         failpoint("before", accepted.phase)
         await self._journal.accept(self.operation)
         failpoint("after", accepted.phase)
@@ -220,17 +221,22 @@ class Run:
         if opening is not None:
             failpoint("after", opening)
             self._course.tell(self.operation)
+            await self._look_if_late(begin)
 
     async def step(self, phase: OperationPhase) -> None:
-        """Take a step; it is committed, then told.
-
-        What was known before it is old: the commit may have waited for the disk.
-        """
+        """Take a step; it is committed, then told. What was known before may be old then."""
+        begin = asyncio.get_running_loop().time()
         failpoint("before", phase)
         self.operation = step(self.operation, phase, time=datetime.now(UTC))
         await self._journal.append(self.operation)
         failpoint("after", phase)
         self._course.tell(self.operation)
+        await self._look_if_late(begin)
+
+    async def _look_if_late(self, begin: float) -> None:
+        """Look, if a commit took long: what has happened since its *begin* is not shown by it."""
+        if asyncio.get_running_loop().time() > begin + EVENT_DUE_S:
+            await self.look_if_possible()
 
     async def while_open(self, work: Awaitable[OperationOutcome]) -> OperationOutcome | None:
         """Return what comes of *work*; None as soon as the operation has ended in the journal.

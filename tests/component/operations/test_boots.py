@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.component.hypervisor.host import until
-from tests.component.operations.gates import Gate, until_joined
+from tests.component.operations.gates import Gate, turns, until_joined
 from tests.component.operations.site import (
     DEADLINE_S,
     FORCED,
@@ -43,6 +43,7 @@ from vmagentd.model import (
     RebootMode,
     VmState,
 )
+from vmagentd.operations.run import EVENT_DUE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -361,6 +362,15 @@ async def reboot_unshown(here: Site) -> None:
     await until(lambda: here.connection.events_taken >= before + 2, "its events")
 
 
+async def long_in_hand(daemon: Daemon) -> None:
+    """Return when the writer has had all that is to be committed for so long that it is late."""
+    await turns(20)
+    await until(lambda: daemon.journal.inbox_depth == 0, "the writer has it")
+    loop = asyncio.get_running_loop()
+    late = loop.time() + EVENT_DUE_S
+    await until(lambda: loop.time() > late, "it is late")
+
+
 class TestTheDiskIsBusy:
     """What is to be done is committed first, and meanwhile the VM is started anew."""
 
@@ -420,6 +430,35 @@ class TestTheDiskIsBusy:
             await reboot_unshown(here)
             asking = asyncio.create_task(daemon.done("a", wish))
             await until(lambda: daemon.operations._runs, "it waits for its acceptance")
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await asking).phase is OperationPhase.INTERRUPTED
+        assert here.domains.calls == []
+
+    async def test_what_happens_only_while_that_is_written(
+        self, here: Site, daemon: Daemon
+    ) -> None:
+        here.domains.instead["shutdown"] = unreachable
+        _, stop = await daemon.under_way("a", STOP, OperationPhase.SIGNALLED)
+        await until(lambda: here.domains.calls == ["shutdown"], "the guest is asked")
+        (run,) = daemon.operations._runs.values()
+        with busy_disk(here):
+            run.escalate()
+            await until(lambda: run.operation.phase is OperationPhase.FORCING, "the step")
+            await long_in_hand(daemon)
+            await reboot_unshown(here)
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await stop).outcome is DONE
+        assert here.domains.calls == ["shutdown"]
+
+    @pytest.mark.parametrize("wish", [FORCED, PAUSE])
+    async def test_or_only_while_the_acceptance_is(
+        self, here: Site, daemon: Daemon, wish: Parameters
+    ) -> None:
+        with busy_disk(here):
+            asking = asyncio.create_task(daemon.done("a", wish))
+            await until(lambda: daemon.operations._runs, "it waits for its acceptance")
+            await long_in_hand(daemon)
+            await reboot_unshown(here)
         async with asyncio.timeout(DEADLINE_S):
             assert (await asking).phase is OperationPhase.INTERRUPTED
         assert here.domains.calls == []
