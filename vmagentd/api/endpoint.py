@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# How the coroutines are called that one server of gRPC's consists of; calls are called otherwise.
+_OF_GRPC: Final = "AioServer."
 _UNTIL_STOPPED_S: Final = 3600.0
 # How often it is told that gRPC has stopped: clients can bring it about.
 _REMIND_S: Final = 60.0
@@ -66,9 +68,11 @@ class Endpoint:
         before = asyncio.all_tasks()
         await server.start()
         self._grpc = server
-        # One of these is the loop in which gRPC takes calls; it cannot be had in another way.
+        # One of these is the loop in which gRPC takes calls; it cannot be had in another way. Of
+        # others that have begun meanwhile, calls to another endpoint may be some.
         for task in asyncio.all_tasks() - before:
-            task.add_done_callback(self._core_task_ended)
+            if getattr(task.get_coro(), "__qualname__", "").startswith(_OF_GRPC):
+                task.add_done_callback(self._core_task_ended)
 
     async def start_again(self) -> None:
         """Serve with a new server after the present one has ended by itself.
