@@ -70,8 +70,9 @@ class Domains:
         self._on_call = on_call
         self._observe = Pool("libvirt-observe", 4)
         # A call into a guest that hangs does not return, nor does one after it that waits for the
-        # VM's lock in libvirt: hence lanes. libvirtd has 20 threads (`max_workers`) for what all
-        # its clients ask, so more of ours would keep a start waiting there instead of here.
+        # VM's lock in libvirt: hence lanes. More threads would keep others waiting in libvirtd
+        # instead of here: it has 20 for what all its clients ask (`max_workers`), and 5 more for
+        # queries and destroy (`prio_workers`), so that 16 and 8 leave it one.
         self._act = Pool("libvirt-act", 16)
         self._start = Pool("libvirt-start", 16)
         self._kill = Pool("libvirt-kill", 8)
