@@ -9,7 +9,7 @@ from vmagentd.errors.base import VmagentdError, utc
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from vmagentd.model import VmUuid
+    from vmagentd.model import Vm, VmUuid
 
 
 class HypervisorError(VmagentdError):
@@ -35,11 +35,15 @@ class OutcomeUnknown(HypervisorError):
     Never repeat the call blindly: the event or the next query settles it.
     """
 
-    def __init__(self, vm: VmUuid | None, call: str, why: str) -> None:
+    def __init__(self, vm: Vm | VmUuid | None, call: str, why: str) -> None:
+        if vm is None or isinstance(vm, str):
+            uuid, named = vm, str(vm)
+        else:
+            uuid, named = vm.uuid, f"{vm.name} ({vm.uuid})"
         super().__init__(
-            f"libvirt call {call} for VM {vm}: outcome unknown ({why}); "
+            f"libvirt call {call} for VM {named}: outcome unknown ({why}); "
             "watch the VM, it may still change",
-            vm=vm,
+            vm=uuid,
             call=call,
         )
 

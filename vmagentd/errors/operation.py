@@ -9,7 +9,7 @@ from vmagentd.errors.base import VmagentdError
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from vmagentd.model import OperationId, OperationVerb, Vm, VmUuid
+    from vmagentd.model import OperationId, OperationVerb, Vm
 
 
 class OperationEnded(VmagentdError):
@@ -107,10 +107,10 @@ class OperationTimedOut(OperationEnded):
 class CancelledByStop(OperationEnded):
     """A Stop ended another operation that had not reached its end."""
 
-    def __init__(self, vm: VmUuid, stop_id: OperationId) -> None:
+    def __init__(self, vm: Vm, stop_id: OperationId) -> None:
         super().__init__(
-            f"VM {vm}: the operation was cancelled by stop operation {stop_id}",
-            vm=vm,
+            f"VM {vm.name} ({vm.uuid}): the operation was cancelled by stop operation {stop_id}",
+            vm=vm.uuid,
             operation_id=stop_id,
         )
 
@@ -118,11 +118,12 @@ class CancelledByStop(OperationEnded):
 class OperationCancelled(OperationEnded):
     """Somebody cancelled the operation; the VM was left as it was."""
 
-    def __init__(self, vm: VmUuid, operation_id: OperationId, actor: str) -> None:
+    def __init__(self, vm: Vm, operation_id: OperationId, actor: str) -> None:
         super().__init__(
-            f"VM {vm}: operation {operation_id} was cancelled by {actor}; the VM was left as it "
-            "is, and what libvirt or the guest was asked for may still come: watch it",
-            vm=vm,
+            f"VM {vm.name} ({vm.uuid}): operation {operation_id} was cancelled by {actor}; the VM "
+            "was left as it is, and what libvirt or the guest was asked for may still come: "
+            "watch it",
+            vm=vm.uuid,
             operation_id=operation_id,
             actor=actor,
         )
@@ -131,10 +132,11 @@ class OperationCancelled(OperationEnded):
 class OperationInterrupted(OperationEnded):
     """The daemon ended before libvirt was asked, or the VM was started anew meanwhile."""
 
-    def __init__(self, vm: VmUuid, operation_id: OperationId, *, anew: bool = False) -> None:
+    def __init__(self, vm: Vm, operation_id: OperationId, *, anew: bool = False) -> None:
         what = "VM was started anew" if anew else "daemon ended"
         super().__init__(
-            f"VM {vm}: the {what} before operation {operation_id} took effect; ask again",
-            vm=vm,
+            f"VM {vm.name} ({vm.uuid}): the {what} before operation {operation_id} took effect; "
+            "ask again",
+            vm=vm.uuid,
             operation_id=operation_id,
         )

@@ -114,11 +114,11 @@ class NoShutdownMethod(RequestError):
 class OperationInProgress(RequestError):
     """Another operation on the VM is under way that this one can neither join nor end."""
 
-    def __init__(self, vm: VmUuid, operation_id: OperationId, verb: str) -> None:
+    def __init__(self, vm: Vm, operation_id: OperationId, verb: str) -> None:
         super().__init__(
-            f"VM {vm}: {verb.lower()} operation {operation_id} is under way; "
+            f"VM {vm.name} ({vm.uuid}): {verb.lower()} operation {operation_id} is under way; "
             "wait for it, cancel it, or stop the VM by force",
-            vm=vm,
+            vm=vm.uuid,
             operation_id=operation_id,
             verb=verb,
         )

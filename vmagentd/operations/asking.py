@@ -55,7 +55,7 @@ def refuse_outlived(run: Run) -> None:
         OperationInterrupted: it was.
     """
     if is_outlived(run.operation, run.vm):
-        raise OperationInterrupted(run.operation.vm, run.operation.id, anew=True)
+        raise OperationInterrupted(run.vm, run.operation.id, anew=True)
 
 
 async def press(

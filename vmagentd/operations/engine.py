@@ -107,7 +107,7 @@ class Operations:
 
     async def _cancel(self, run: Run, caller: Caller) -> None:
         await run.join(None, caller=caller, method="CancelOperation")
-        run.cancel(OperationCancelled(run.operation.vm, run.operation.id, caller.actor))
+        run.cancel(OperationCancelled(run.vm, run.operation.id, caller.actor))
 
     def _launch(self, run: Run, *, resumed: bool = False) -> None:
         operation = run.operation
@@ -174,7 +174,7 @@ class Operations:
     async def _fail(self, run: Run, error: VmagentdError) -> None:
         if isinstance(error, JournalUnwritable):
             # it could not be read; where nothing is written any more, nor will this be
-            error = OutcomeUnknown(run.operation.vm, run.operation.verb.lower(), str(error))
+            error = OutcomeUnknown(run.vm, run.operation.verb.lower(), str(error))
         match error:
             case CancelledByStop() | OperationCancelled():
                 phase = OperationPhase.CANCELLED

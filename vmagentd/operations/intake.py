@@ -205,10 +205,10 @@ class Intake:
                     return run
                 case Meeting.CANCEL:
                     self._journal.check_writable()  # else it ends for nothing
-                    run.cancel(CancelledByStop(vm.uuid, operation_id))
+                    run.cancel(CancelledByStop(vm, operation_id))
                     await run.over.wait()
                 case Meeting.REFUSE:
-                    raise OperationInProgress(vm.uuid, run.operation.id, run.operation.verb)
+                    raise OperationInProgress(vm, run.operation.id, run.operation.verb)
         return self._begin(vm, asked, operation_id)
 
     async def _join(self, run: Run, asked: Request) -> None:

@@ -60,13 +60,13 @@ async def go_on_reboot(run: Run, parameters: RebootParameters) -> OperationOutco
     refuse_outlived(run)
     if not run.force_is_due:
         if run.operation.phase is OperationPhase.ACCEPTED:
-            raise OperationInterrupted(vm.uuid, run.operation.id)
+            raise OperationInterrupted(vm, run.operation.id)
         if await _rebooted(run, run.cursor(), until=run.deadline):
             return OperationOutcome.DONE
         run.check()
     if not run.force_is_due:
         raise OutcomeUnknown(
-            vm.uuid, parameters.verb.lower(), "the daemon was not there when it may have come"
+            vm, parameters.verb.lower(), "the daemon was not there when it may have come"
         )
     _refuse(run.vm)
     await _reset(run)
@@ -152,7 +152,7 @@ async def _refuse_if_blind(run: Run, since: datetime) -> None:
     """
     if await run.was_blind(since):
         why = "libvirt was not heard for a while, in which it may have come"
-        raise OutcomeUnknown(run.operation.vm, "reboot", why)
+        raise OutcomeUnknown(run.vm, "reboot", why)
 
 
 async def _reset(run: Run) -> None:
@@ -183,7 +183,7 @@ async def _reset(run: Run) -> None:
         raise VmInState(run.vm) from error
     run.check()
     if not answered:
-        raise OutcomeUnknown(run.operation.vm, "reset", "no answer in time")
+        raise OutcomeUnknown(run.vm, "reset", "no answer in time")
     # libvirt says that it is done; not every driver has an event that tells it too
     await _rebooted(run, cursor, until=loop.time() + EVENT_DUE_S)
 

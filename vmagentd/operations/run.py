@@ -336,7 +336,7 @@ class Run:
         except HypervisorError as error:
             if at_last:
                 call = self.operation.verb.lower()
-                raise OutcomeUnknown(self.operation.vm, call, str(error)) from error
+                raise OutcomeUnknown(self.vm, call, str(error)) from error
             fields = log_fields(self.operation)
             log.info("%s: could not be asked: %s", self.vm.name, error, extra=fields)
             return self.vm

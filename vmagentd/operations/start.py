@@ -99,7 +99,7 @@ async def go_on_start(run: Run, parameters: StartParameters) -> OperationOutcome
         return OperationOutcome.DONE
     coming = vm.state is VmState.STARTING or run.operation.phase not in _BEFORE
     if not vm.active or not coming:
-        raise OperationInterrupted(vm.uuid, run.operation.id)
+        raise OperationInterrupted(vm, run.operation.id)
     # libvirt has begun: it is counted and does not wait
     run.claim = run.starts.claim(run.operation, run.place, now=True)
     await _arrive(run, parameters, vm.incarnation, run.cursor(), answered=False)

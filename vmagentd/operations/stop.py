@@ -65,7 +65,7 @@ async def _look(run: Run, parameters: StopParameters) -> Vm:
         give_up = begin + run.times.force_timeout.total_seconds()
     vm = await run.look_in_time(give_up)
     if not answered and not vm.active:
-        raise OutcomeUnknown(vm.uuid, "start", "libvirt has it and does not answer")
+        raise OutcomeUnknown(vm, "start", "libvirt has it and does not answer")
     return vm
 
 

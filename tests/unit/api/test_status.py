@@ -56,7 +56,7 @@ EXAMPLES: list[VmagentdError] = [
     errors.VmMigratedAway(VM),
     errors.VmInState(VM),
     errors.NoShutdownMethod(UUID, "no ACPI"),
-    errors.OperationInProgress(UUID, OPERATION, "STOP"),
+    errors.OperationInProgress(VM, OPERATION, "STOP"),
     errors.RequestIdReused("r", OPERATION),
     errors.RevisionCompacted(Revision(3), Revision(9)),
     errors.JournalReplaced(JournalId(UUID), Revision(7)),
@@ -73,11 +73,12 @@ EXAMPLES: list[VmagentdError] = [
     errors.GraceExpired(VM, OperationVerb.STOP, timedelta(seconds=60)),
     errors.ForceTimedOut(VM),
     errors.OperationTimedOut(VM, OperationVerb.PAUSE, timedelta(seconds=2)),
-    errors.CancelledByStop(UUID, OPERATION),
-    errors.OperationCancelled(UUID, OPERATION, "user:alice"),
-    errors.OperationInterrupted(UUID, OPERATION),
+    errors.CancelledByStop(VM, OPERATION),
+    errors.OperationCancelled(VM, OPERATION, "user:alice"),
+    errors.OperationInterrupted(VM, OPERATION),
     errors.LibvirtUnreachable("no socket", A_TIME),
     errors.OutcomeUnknown(UUID, "virDomainCreate", "no answer within 30 s"),
+    errors.OutcomeUnknown(VM, "stop", "no answer within 30 s"),
     errors.LibvirtInvalidState(UUID, 55, 10, "domain is not running"),
     errors.LibvirtBusy(UUID, 68, 10, "cannot acquire state change lock"),
     errors.LibvirtDenied(UUID, 88, 47, "access denied"),
@@ -175,6 +176,19 @@ def test_a_status_has_the_sentence_and_the_facts(error: VmagentdError) -> None:
         reason=row.reason, domain="vmagentd", metadata=error.facts
     )
     assert ("RetryInfo" in details(made)) == (row.retry is not None)
+
+
+OF_OPERATIONS = [
+    error
+    for error in EXAMPLES
+    if isinstance(error, errors.OperationEnded | errors.OperationInProgress)
+]
+
+
+@pytest.mark.parametrize("error", OF_OPERATIONS, ids=lambda error: type(error).__name__)
+def test_what_ends_an_operation_says_on_which_vm_it_was(error: VmagentdError) -> None:
+    """Somebody may have asked for several at once."""
+    assert f"{VM.name} ({VM.uuid})" in str(error)
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
