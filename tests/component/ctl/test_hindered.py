@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import re
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import grpc
 import pytest
+from vmagent.ctl.errand import Errand, Way
+from vmagent.ctl.failures import ExitCode, Failure
+from vmagent.ctl.targets import Daemon
 from vmagent.v1.operation_pb2 import OperationPhase
+from vmagent.v1.vm_agent_service_pb2 import StopRequest
 
 from tests.component.ctl.scripted import get_operation, refuse, serving, stop_responses
 from tests.component.ctl.terminal import ended, line, started, vmagentctl
@@ -17,11 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from vmagent.v1.vm_agent_service_pb2 import (
-        GetOperationRequest,
-        StopRequest,
-        StopResponse,
-    )
+    from vmagent.v1.vm_agent_service_pb2 import GetOperationRequest, StopResponse
 
     from tests.component.ctl.scripted import Context
 
@@ -69,23 +69,49 @@ async def test_one_that_cannot_go_on_yet_is_given_time(target: Path) -> None:
     ]
 
 
-async def test_one_that_is_back_and_cannot_go_on_is_not_told_to_be_lost(target: Path) -> None:
-    async with (
-        serving(target, Stop=goes) as server,
-        started(target, "stop", "a", "silent", "--reconnect-timeout", "8s") as process,
-    ):
-        await line(process.stdout)
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "a",
+            "no libvirt; stop operation op-of-a on a goes on when that is over; see `vmagentctl "
+            "operation op-of-a`, or ask again with --request-id mine [LIBVIRT_UNREACHABLE]",
+        ),
+        ("silent", "no libvirt; ask again with --request-id mine [LIBVIRT_UNREACHABLE]"),
+    ],
+)
+async def test_one_that_is_back_and_cannot_go_on_is_not_told_to_be_lost(
+    target: Path, name: str, told: str
+) -> None:
+    begun, lost = asyncio.Event(), asyncio.Event()
+
+    def tell(sentence: str) -> None:
+        lost.set()
+        if " is back, but: no libvirt" in sentence:
+            way.patience = timedelta()  # it is over now
+
+    async def stop(request: StopRequest, context: Context) -> AsyncIterator[StopResponse]:
+        if request.vm == "silent":
+            begun.set()
+        async for response in goes(request, context):
+            yield response
+
+    async def follow(errand: Errand) -> None:
+        async for _ in errand.responses():
+            begun.set()
+
+    way = Way(Daemon(target), timedelta(minutes=1), tell)
+    async with serving(target, Stop=stop) as server, way:
+        following = asyncio.create_task(
+            follow(Errand(way, StopRequest(vm=name, request_id="mine")))
+        )
+        await begun.wait()
         await server.stop(None)
-        await line(process.stderr)
+        await lost.wait()
         async with serving(target, GetOperation=get_operation, Stop=blind):
-            done = await ended(process)
-    assert done.code == 1
-    _back, *told = re.sub(r"-id [0-9a-f-]{36}", "-id ID", done.err).splitlines()
-    assert sorted(told) == [
-        "vmagentctl: no libvirt; ask again with --request-id ID [LIBVIRT_UNREACHABLE]",
-        "vmagentctl: no libvirt; stop operation op-of-a on a goes on when that is over; see "
-        "`vmagentctl operation op-of-a`, or ask again with --request-id ID [LIBVIRT_UNREACHABLE]",
-    ]
+            with pytest.raises(Failure) as failure:
+                await following
+    assert (failure.value.code, str(failure.value)) == (ExitCode.FAILED, told)
 
 
 async def test_one_that_refuses_is_there_for_those_whose_turn_comes_then(target: Path) -> None:

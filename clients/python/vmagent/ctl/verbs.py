@@ -68,7 +68,7 @@ ReconnectTimeoutOption = Annotated[
     typer.Option(
         metavar="DURATION",
         help="How long vmagentd may be away meanwhile, as when it restarts: the next one tells "
-        "the end; else vmagentctl ends with 4.",
+        "the end; else vmagentctl ends with 4, or with 1 if that one cannot go on.",
     ),
 ]
 TimeoutOption = Annotated[
