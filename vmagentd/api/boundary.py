@@ -33,6 +33,7 @@ from vmagentd.errors import (
     ShuttingDown,
     VmagentdError,
 )
+from vmagentd.journal.reader import read_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -212,6 +213,7 @@ class Boundary(aio.ServerInterceptor):
         call.peer = str(call.identity)
         call.caller = self._access.caller_of(call.identity)
         access.keep(call.caller)
+        read_for(call.caller.actor)
         limits.keep(self._usage, call.caller.actor).count_call()
         call.releases.append(self._usage.begin(call.caller, streams=call.streams))
         try:

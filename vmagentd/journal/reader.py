@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
+from contextlib import nullcontext
+from contextvars import ContextVar
 from enum import Enum
 from queue import SimpleQueue
 from threading import Event
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 from peewee import SqliteDatabase
 
@@ -24,6 +27,7 @@ from vmagentd.journal.schema import READER_PRAGMAS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
     from sqlite3 import Connection
 
@@ -35,6 +39,17 @@ T = TypeVar("T")
 
 # After so many of SQLite's instructions, some 0.1 ms, a read finds out that nobody waits for it.
 _INSTRUCTIONS: Final = 10_000
+
+_WHOM: ContextVar[str | None] = ContextVar("reads for", default=None)
+
+
+def read_for(whom: str) -> None:
+    """Have all that the present task reads, from now on, be read for somebody.
+
+    In each lane what is read for one waits for its turn before the lane. So others wait for as
+    many reads as there are of whom they are, however many each of them wants.
+    """
+    _WHOM.set(whom)
 
 
 class Lane(Enum):
@@ -69,6 +84,8 @@ class Reader:
         # of the lanes that have been used
         self._calls: dict[Lane, Calls] = {}
         self._unfinished: list[Future[Any]] = []
+        # by whom something is read for; only those that are waited for
+        self._turns: WeakValueDictionary[tuple[Lane, str], asyncio.Lock] = WeakValueDictionary()
         self._closed = False
 
     async def read(
@@ -80,7 +97,8 @@ class Reader:
     ) -> T:
         """Return what *load* reads, called with a connection in the thread of *lane*.
 
-        Cancelling the await has SQLite give up a read that has begun; it does not wait for that.
+        What is read for one, see `read_for`, is in the lane one at a time. Cancelling the await
+        has SQLite give up a read that has begun; it does not wait for that.
 
         Raises:
             ShuttingDown: they are closed.
@@ -105,10 +123,11 @@ class Reader:
                     self._damaged(error)
                 raise JournalUnwritable(f"nor read: {cause(error)}") from error
 
-        try:
-            return await asyncio.wrap_future(self._submit(lane, run))
-        finally:
-            given_up.set()
+        async with self._turn(lane):
+            try:
+                return await asyncio.wrap_future(self._submit(lane, run))
+            finally:
+                given_up.set()
 
     def close(self) -> asyncio.Future[Any]:
         """Let the threads end; reads that wait for their turn never begin.
@@ -121,6 +140,13 @@ class Reader:
         for calls in self._calls.values():
             calls.put(None)
         return asyncio.gather(*map(asyncio.wrap_future, begun), return_exceptions=True)
+
+    def _turn(self, lane: Lane) -> AbstractAsyncContextManager[object]:
+        """Return what a read is held by until others for the same are over."""
+        whom = _WHOM.get()
+        if whom is None:
+            return nullcontext()
+        return self._turns.setdefault((lane, whom), asyncio.Lock())
 
     def _submit(self, lane: Lane, call: Callable[[], T]) -> Future[T]:
         if self._closed:

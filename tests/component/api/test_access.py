@@ -23,6 +23,7 @@ from vmagentd.api import rights
 from vmagentd.api.limits import CallerLimits, Usage
 from vmagentd.api.pages import MAX_READ, STEP
 from vmagentd.errors import LimitReached
+from vmagentd.journal import reader
 from vmagentd.journal.schema import OPERATION, to_column
 from vmagentd.model import (
     Event,
@@ -373,6 +374,19 @@ async def test_so_many_streams_and_no_more(folder: Path) -> None:
         calls[0].cancel()
         await until(lambda: len(served.server._boundary.calls) == 2)
         await anext(served.stub.WatchStatus(pb.WatchStatusRequest()).__aiter__())
+
+
+async def test_what_is_read_is_read_for_its_caller(served: Served) -> None:
+    """So that each has his turn: see `TestLanes`."""
+    whom: list[str | None] = []
+
+    async def transitions(*_: object, **__: object) -> tuple[()]:
+        whom.append(reader._WHOM.get())
+        return ()
+
+    served.journal.transitions = transitions  # type: ignore[method-assign]
+    await served.stub.ListTransitions(pb.ListTransitionsRequest())
+    assert whom == [(await served.stub.WhoAmI(pb.WhoAmIRequest())).caller.actor]
 
 
 async def test_each_message_of_a_stream_of_requests_is_as_much_as_a_call(folder: Path) -> None:

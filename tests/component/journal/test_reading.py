@@ -30,7 +30,7 @@ from tests.component.journal.facts import (
 )
 from vmagentd.errors import ShuttingDown
 from vmagentd.journal.history import BLOCK, load_transitions
-from vmagentd.journal.reader import Lane
+from vmagentd.journal.reader import Lane, read_for
 from vmagentd.journal.recent import RECENT
 from vmagentd.journal.schema import TRANSITION, sql, to_column
 from vmagentd.model import HistoryFilter, Revision
@@ -167,6 +167,25 @@ class TestLanes:
             finally:
                 released.set()
             await asyncio.gather(*slow)
+
+    @pytest.mark.parametrize("lane", Lane)
+    async def test_who_reads_a_lot_holds_others_up_by_one(
+        self, journal: Journal, lane: Lane
+    ) -> None:
+        read: list[str] = []
+
+        async def ask(whom: str) -> None:
+            read_for(whom)
+            await journal._reader.read(lane, lambda _: read.append(whom))
+
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+            for _ in range(50):
+                tasks.create_task(ask("a"))
+            tasks.create_task(ask("b"))
+            tasks.create_task(ask("c"))
+        assert read[:3] == ["a", "b", "c"]
+        assert len(read) == 52
+        assert not journal._reader._turns
 
     async def test_a_read_nobody_waits_for_is_given_up(self, journal: Journal) -> None:
         begun = Event()
