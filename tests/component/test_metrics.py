@@ -28,7 +28,7 @@ from vmagentd.model import Cursor, OperationFailure, OperationOutcome, Operation
 from vmagentd.watch import Changes, Heartbeat, Watch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from vmagentd.journal.store import Journal
     from vmagentd.watch import WatchItem
@@ -173,15 +173,41 @@ async def test_whatever_a_reader_accepts_he_gets_the_figures(folder: Path) -> No
 async def test_a_reading_that_fails_is_one_line_in_the_log(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def written(_accepted: str) -> tuple[str, bytes]:
+    def fail() -> bytes:
         raise ValueError("x" * 10_000)
 
     place = folder / "metrics"
-    async with exposition.served(f"unix:{place}", look=lambda: None, written=written):
+    async with exposition.served(
+        f"unix:{place}", look=lambda: None, encoding=lambda _: ("text/plain", fail)
+    ):
         assert await read(place) == ""
     (record,) = (each for each in caplog.records if each.levelname == "ERROR")
     assert record.exc_info is None
     assert len(record.getMessage()) < 500
+
+
+async def test_who_reads_without_end_is_read_for_twice_a_second(folder: Path) -> None:
+    """Whatever he accepts; and everybody is told what is so when he asks."""
+    asked = told = readings = 0
+
+    def look() -> None:
+        nonlocal told, readings
+        told, readings = asked, readings + 1
+
+    async def read_on(accepted: str) -> None:
+        nonlocal asked
+        for _ in range(3):
+            asked = mine = asked + 1
+            answer = await read(place, f"GET / HTTP/1.1\r\nAccept: {accepted}\r\n\r\n")
+            assert int(answer.rpartition("\n")[2]) >= mine
+
+    place, clock = folder / "metrics", asyncio.get_running_loop().time
+    async with exposition.served(
+        f"unix:{place}", look=look, encoding=lambda accepted: (accepted, lambda: b"%d" % told)
+    ):
+        begin = clock()
+        await asyncio.gather(*(read_on(accepted) for accepted in "abcdefghij"))
+        assert readings <= 1 + (clock() - begin) / 0.5
 
 
 async def test_who_says_nothing_keeps_nobody_from_reading(folder: Path) -> None:
@@ -210,8 +236,8 @@ async def test_a_place_that_is_taken_ends_it_in_one_line(folder: Path) -> None:
     assert f"metrics at 127.0.0.1:{port}" in errors[0]
 
 
-def nothing(_accepted: str) -> tuple[str, bytes]:
-    return "text/plain", b""
+def nothing(_accepted: str) -> tuple[str, Callable[[], bytes]]:
+    return "text/plain", bytes
 
 
 def listens(place: Path) -> socket.socket:
@@ -231,18 +257,18 @@ async def test_a_socket_is_not_taken_from_who_serves_it(folder: Path) -> None:
     place = folder / "metrics"
     with listens(place):
         with pytest.raises(errors.MetricsUnavailable, match="another process serves it"):
-            async with exposition.served(f"unix:{place}", look=lambda: None, written=nothing):
+            async with exposition.served(f"unix:{place}", look=lambda: None, encoding=nothing):
                 pass
         assert is_served(place)
     # it is nobody's now
-    async with exposition.served(f"unix:{place}", look=lambda: None, written=nothing):
+    async with exposition.served(f"unix:{place}", look=lambda: None, encoding=nothing):
         assert (await read(place)).startswith("HTTP/1.1 200 OK")
     assert not place.exists()
 
 
 async def test_a_socket_of_somebody_else_is_left_in_the_end(folder: Path) -> None:
     place = folder / "metrics"
-    async with exposition.served(f"unix:{place}", look=lambda: None, written=nothing):
+    async with exposition.served(f"unix:{place}", look=lambda: None, encoding=nothing):
         place.unlink()
         other = listens(place)
     with other:
@@ -253,7 +279,7 @@ async def test_what_is_no_socket_is_left_alone(folder: Path) -> None:
     place = folder / "metrics"
     place.write_text("notes")
     with pytest.raises(errors.MetricsUnavailable, match="no socket"):
-        async with exposition.served(f"unix:{place}", look=lambda: None, written=nothing):
+        async with exposition.served(f"unix:{place}", look=lambda: None, encoding=nothing):
             pass
     assert place.read_text() == "notes"
 
@@ -278,7 +304,7 @@ class TestWatchers:
 
     @staticmethod
     def delivered(figures: Figures) -> float:
-        seen = values(figures.written("")[1].decode())
+        seen = values(figures.encoding("")[1]().decode())
         return seen["vmagentd_event_delivery_seconds_count"]
 
     async def test_what_happened_before_they_were_there_is_no_delivery(
@@ -323,14 +349,14 @@ class TestWatchers:
         figures, watch = Figures(), Watch(journal)
         lag = "vmagentd_watcher_lag_revisions"
         figures.look(journal, watch, connections=0)
-        assert values(figures.written("")[1].decode())[lag] == 0
+        assert values(figures.encoding("")[1]().decode())[lag] == 0
         begin = Cursor(journal_id=journal.id, revision=Revision(0))
         async with aclosing(
             watch.follow(vms=(), resume=begin, heartbeat_interval=SECOND)
         ) as items:
             await self.until(items, Changes)
             figures.look(journal, watch, connections=0)
-            assert values(figures.written("")[1].decode())[lag] == journal.head
+            assert values(figures.encoding("")[1]().decode())[lag] == journal.head
 
 
 class TestPackaging:
@@ -378,7 +404,7 @@ class TestPackaging:
         ):
             failure = OperationFailure(error=error.__name__, message="")
             figures.observers.operation(end(one, phase, time=one.accept_time, failure=failure))
-        text = figures.written("")[1].decode()
+        text = figures.encoding("")[1]().decode()
         outcomes = re.findall(r'^vmagentd_operations_total\{outcome="(\w+)"', text, re.MULTILINE)
         assert len(outcomes) == 3
         assert [each for each in outcomes if not re.fullmatch(but, each)] == ["GraceExpired"]

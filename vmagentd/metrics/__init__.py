@@ -58,5 +58,5 @@ class Metrics:
         def look() -> None:
             figures.look(journal, watch, connections=connections())
 
-        async with served(self._listen, look=look, written=figures.written):
+        async with served(self._listen, look=look, encoding=figures.encoding):
             yield

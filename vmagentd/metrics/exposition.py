@@ -20,8 +20,8 @@ from vmagentd.errors import MetricsUnavailable
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    # the Accept header → content type, body
-    Written = Callable[[str], tuple[str, bytes]]
+    # the Accept header → content type, and what writes the body
+    Encoding = Callable[[str], tuple[str, Callable[[], bytes]]]
 
 log = logging.getLogger(__name__)
 
@@ -29,26 +29,30 @@ log = logging.getLogger(__name__)
 # can take his place.
 _MAX_READERS: Final = 128
 _PATIENCE_S: Final = 5.0
+# Between two readings. Who asks in between waits for the next; were he answered at once, with what
+# is there, he would only ask more often.
+_PAUSE_S: Final = 0.5
 _MAX_REQUEST_BYTES: Final = 8 * 1024
 
 
 @asynccontextmanager
 async def served(
-    listen: str, *, look: Callable[[], None], written: Written
+    listen: str, *, look: Callable[[], None], encoding: Encoding
 ) -> AsyncIterator[None]:
     """Serve at *listen* while the body lasts.
 
     Args:
         listen: `HOST:PORT`, or `unix:PATH`.
         look: is called on the loop before each reading.
-        written: returns the figures; called in a thread.
+        encoding: returns the content type, and what writes the figures; that is called in a
+            thread.
 
     Raises:
         MetricsUnavailable: the place is taken, or not ours to take.
     """
     path = Path(listen.removeprefix("unix:")) if listen.startswith("unix:") else None
     with ThreadPoolExecutor(1, thread_name_prefix="metrics") as pool:
-        reader = _Reader(look, written, pool)
+        reader = _Reader(look, encoding, pool)
         try:
             if path is not None and (why := sockets.why_not_at(path)):
                 raise MetricsUnavailable(listen, why)
@@ -83,11 +87,14 @@ class _Reader:
     """Answers those who read."""
 
     def __init__(
-        self, look: Callable[[], None], written: Written, pool: ThreadPoolExecutor
+        self, look: Callable[[], None], encoding: Encoding, pool: ThreadPoolExecutor
     ) -> None:
         self._look = look
-        self._written = written
+        self._encoding = encoding
         self._pool = pool
+        # of the last reading: when it began, and its texts by their content types
+        self._begun = -_PAUSE_S
+        self._texts: dict[str, asyncio.Future[bytes]] = {}
         # oldest first; whether we wait for them, not they for us
         self._open: dict[asyncio.StreamWriter, bool] = {}
 
@@ -136,10 +143,20 @@ class _Reader:
             return _response("404 Not Found", "text/plain", b"GET /metrics\n")
         headers = (line.partition(":") for line in lines)
         accepted = next((v.strip() for k, _, v in headers if k.lower() == "accept"), "")
-        self._look()
+        content_type, write = self._encoding(accepted)
+        return _response("200 OK", content_type, await self._read(content_type, write))
+
+    async def _read(self, content_type: str, write: Callable[[], bytes]) -> bytes:
+        """Return what the figures are from now on: all who ask before a reading share it."""
         loop = asyncio.get_running_loop()
-        content_type, body = await loop.run_in_executor(self._pool, self._written, accepted)
-        return _response("200 OK", content_type, body)
+        begin = max(self._begun + _PAUSE_S, loop.time())
+        await asyncio.sleep(begin - loop.time())
+        if self._begun < begin:
+            self._begun, self._texts = max(begin, loop.time()), {}
+            self._look()
+        if content_type not in self._texts:
+            self._texts[content_type] = loop.run_in_executor(self._pool, write)
+        return await asyncio.shield(self._texts[content_type])
 
 
 def _response(status: str, content_type: str, body: bytes) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter as Counts
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Never
@@ -31,7 +32,7 @@ from vmagentd.metrics.observers import Observers
 from vmagentd.model import Source, VmState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vmagentd.journal.store import Journal
     from vmagentd.model import Operation, Transition
@@ -209,13 +210,16 @@ class Figures:
         slowest = watch.slowest
         self._lag.set(0 if slowest is None else journal.head - slowest)
 
-    def written(self, accepted: str) -> tuple[str, bytes]:
-        """Return a content type that *accepted* allows, and all figures in it. In any thread."""
+    def encoding(self, accepted: str) -> tuple[str, Callable[[], bytes]]:
+        """Return a content type that *accepted* allows, and what writes all figures in it.
+
+        That may be called in any thread.
+        """
         try:
             encoder, content_type = choose_encoder(accepted)
         except Exception:  # noqa: BLE001 - it means to understand all, and a reader may send anything
             encoder, content_type = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
-        return content_type, encoder(self._registry)
+        return content_type, partial(encoder, self._registry)
 
 
 def _age_s(transition: Transition) -> float:
