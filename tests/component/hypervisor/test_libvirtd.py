@@ -327,12 +327,14 @@ async def test_resets_that_hang_keep_nobody_from_being_forced_off(
         await asyncio.gather(*resets)
 
 
-async def test_a_vm_is_forced_off_once_at_a_time(real: Host, guest: Guests) -> None:
+async def test_a_vm_is_forced_off_once_at_a_time(
+    real: Host, libvirtd: PrivateLibvirtd, guest: Guests
+) -> None:
     """Who cancels that and asks again takes no thread from others."""
     vm = guest()
     vm.signal(signal.SIGSTOP)  # so that destroy takes its 10 s
     destroys = [asyncio.create_task(real.domains.destroy(VmUuid(vm.uuid))) for _ in range(3)]
-    await until(lambda: in_libvirt(real.domains._kill), "the first one under way")
+    await until(lambda: busy(libvirtd, vm.name), "QEMU told to end by the first one")
     destroys[0].cancel()
     answers = await asyncio.gather(*destroys, return_exceptions=True)
     assert [type(answer) for answer in answers] == [
