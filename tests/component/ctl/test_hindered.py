@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.component.ctl.scripted import Context
 
 ACCEPTED = OperationPhase.OPERATION_PHASE_ACCEPTED
+FAILED = OperationPhase.OPERATION_PHASE_FAILED
 SUCCEEDED = OperationPhase.OPERATION_PHASE_SUCCEEDED
 
 
@@ -171,6 +172,38 @@ async def test_what_is_not_known_there_is_not_asked_for_anew(target: Path, *, lo
         "stop operation op-of-a on a: you may not see this VM any more (`vmagentctl whoami`), or "
         "it has another journal; look at the VM before you ask again\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "told"),
+    [(SUCCEEDED, 0, ""), (FAILED, 1, "vmagentctl: the operation failed\n")],
+)
+@pytest.mark.parametrize(
+    "why",
+    [
+        (grpc.StatusCode.ABORTED, "ACCESS_CHANGED"),
+        (grpc.StatusCode.PERMISSION_DENIED, "ROLE_DENIED"),
+        (grpc.StatusCode.UNAUTHENTICATED, "CALLER_UNKNOWN"),
+    ],
+)
+async def test_an_end_that_was_told_stays_so_when_the_caller_may_ask_no_more(
+    target: Path,
+    why: tuple[grpc.StatusCode, str],
+    end: OperationPhase.ValueType,
+    code: int,
+    told: str,
+) -> None:
+    asked: list[StopRequest] = []
+
+    async def stop(request: StopRequest, context: Context) -> AsyncIterator[StopResponse]:
+        asked.append(request)
+        for response in stop_responses(request.vm, ACCEPTED, end):
+            yield response
+        await refuse(context, *why, "it has changed")
+
+    async with serving(target, Stop=stop, GetOperation=forgot):
+        done = await vmagentctl(target, "stop", "a")
+    assert (done.code, done.err, len(asked)) == (code, told, 1)
 
 
 async def test_who_is_refused_from_the_first_does_not_wait(target: Path) -> None:

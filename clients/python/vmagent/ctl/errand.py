@@ -58,6 +58,8 @@ _GO_ON = {
     OperationVerb.OPERATION_VERB_PAUSE,
     OperationVerb.OPERATION_VERB_RESUME,
 }
+# Why the daemon ends a call for what has become of its caller, not of the operation.
+_DISMISSED = {"ACCESS_CHANGED", "CALLER_UNKNOWN", "ROLE_DENIED"}
 
 
 class Way:
@@ -163,10 +165,10 @@ class Errand:
             except TimeoutError:
                 raise self._given_up() from None
             except grpc.aio.AioRpcError as error:
+                if self._ended and (self._is_lost(error) or reason_of(error) in _DISMISSED):
+                    return  # only the call's end was lost
                 if reason_of(error) == "ACCESS_CHANGED":
                     continue  # at once: whether it may go on is told to whoever asks again
-                if self._ended and self._is_lost(error):
-                    return  # only the call's end was lost
                 if not self._passes(error):
                     raise
             else:
