@@ -66,6 +66,15 @@ async def stop(request: StopRequest, context: Context) -> AsyncIterator[StopResp
             for response in stop_responses(request.vm, ACCEPTED, FAILED):
                 yield response
             await refuse(context, grpc.StatusCode.ABORTED, "LIBVIRT_BUSY", "another job runs")
+        case "web":
+            for response in stop_responses(request.vm, ACCEPTED, FAILED):
+                yield response
+            said = "web-2, old.web, web.old and the-web use its disk"
+            await refuse(context, grpc.StatusCode.ABORTED, "LIBVIRT_BUSY", said)
+        case "db":
+            for response in stop_responses(request.vm, ACCEPTED, FAILED):
+                yield response
+            await refuse(context, grpc.StatusCode.ABORTED, "LIBVIRT_BUSY", "no power for db.")
         case _:
             for response in stop_responses(request.vm, ACCEPTED, SIGNALLED, SUCCEEDED):
                 yield response
@@ -102,6 +111,15 @@ async def test_of_several_vms_each_failure_names_its_own(target: Path) -> None:
         "vmagentctl: busy2: another job runs [LIBVIRT_BUSY]",
     ]
     assert one.err == "vmagentctl: another job runs [LIBVIRT_BUSY]\n"
+
+
+async def test_a_name_in_another_name_is_not_the_vm_s_own(target: Path) -> None:
+    async with serving(target, Stop=stop):
+        done = await vmagentctl(target, "stop", "web", "db")
+    assert sorted(done.err.splitlines()) == [
+        "vmagentctl: no power for db. [LIBVIRT_BUSY]",
+        "vmagentctl: web: web-2, old.web, web.old and the-web use its disk [LIBVIRT_BUSY]",
+    ]
 
 
 async def test_several_vms_go_side_by_side(target: Path) -> None:

@@ -158,12 +158,17 @@ class Operations:
         if self._several and operation is not None and operation.phase in ENDED:
             # It is this VM's own failure; libvirt's words, say, need not name it.
             name = plain(operation.vm_name)
-            if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", sentence):
+            if not _names(sentence, name):
                 sentence = f"{name}: {sentence}"
         if sentence not in self._told:  # when the daemon is away it is so for every VM
             self._told.add(sentence)
             tell(sentence)
         return failure.code
+
+
+def _names(sentence: str, vm: str) -> bool:
+    """Return whether a sentence speaks of this VM: `web-2` and `web.old` are not `web`."""
+    return re.search(rf"(?<![\w.-]){re.escape(vm)}(?![\w-]|\.\w)", sentence) is not None
 
 
 def step_words(step: OperationStep, operation: Operation) -> str:
