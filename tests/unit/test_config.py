@@ -148,6 +148,12 @@ def test_an_address(file: Path, host: str, port: int) -> None:
     assert loaded(file, text).metrics.listen == f"{host}:{port}"
 
 
+@pytest.mark.parametrize("table", ["metrics", "remote"])
+def test_how_to_write_an_address_of_ip_6_is_told(file: Path, table: str) -> None:
+    (problem,) = problems(file, f'{table}.listen = "::1:9464"')
+    assert '"[::1]:' in problem
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -91,7 +91,8 @@ def _place(value: str) -> str:
     """Check `127.0.0.1:9464`, `[::1]:9464` or `unix:/path`."""
     if _is_address(value) or (value.startswith("unix:/") and "\0" not in value):
         return value
-    message = 'expected an address like "127.0.0.1:9464" or "unix:/run/vmagentd/metrics.sock"'
+    places = '"127.0.0.1:9464", "[::1]:9464" or "unix:/run/vmagentd/metrics.sock"'
+    message = f"expected an address like {places}"
     raise ValueError(message)
 
 
