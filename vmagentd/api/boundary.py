@@ -34,6 +34,7 @@ from vmagentd.errors import (
     VmagentdError,
 )
 from vmagentd.journal.reader import read_for
+from vmagentd.model import Role
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from vmagentd.api.handlers import Handler as _Handler
     from vmagentd.api.handlers import Parse as _Parse
     from vmagentd.api.limits import CallerLimits
-    from vmagentd.model import Caller, Role
+    from vmagentd.model import Caller
 
     # who, from where, which method, why
     OnRefusal = Callable[[Caller | None, str, str, VmagentdError], None]
@@ -179,7 +180,10 @@ class Boundary(aio.ServerInterceptor):
 
             async def work() -> bytes:
                 answered = await self._in_time(answer(handler, parse, context))
-                call.releases.append(limits.usage().answer(len(answered)))
+                # What changes something is done by now, and nobody may be told otherwise.
+                refusable = role is not Role.OPERATOR
+                counted = limits.usage().answer(len(answered), refusable=refusable)
+                call.releases.append(counted)
                 return answered
 
             return await self._cross(call, context, work, parse=parse)

@@ -105,14 +105,20 @@ class Usage:
                 raise LimitReached(whose, which.value, allowed)
         return self._begin(dict.fromkeys(counted, 1))
 
-    def answer(self, actor: str, size: int) -> Callable[[], None]:
+    def answer(self, actor: str, size: int, *, refusable: bool) -> Callable[[], None]:
         """Count the bytes of an answer until what this returns is called: once it is taken.
+
+        Args:
+            actor: whose it is.
+            size: how many they are.
+            refusable: whether it may be refused: what it tells of was only read, and not done.
 
         Raises:
             LimitReached: they are too many.
         """
-        if self._under_way[actor, _Of.BYTES] + size > self.limits.untaken_bytes:
-            raise LimitReached(actor, _Of.BYTES.value, self.limits.untaken_bytes / _MIB)
+        most = self.limits.untaken_bytes
+        if refusable and self._under_way[actor, _Of.BYTES] + size > most:
+            raise LimitReached(actor, _Of.BYTES.value, most / _MIB)
         return self._begin({(actor, _Of.BYTES): size})
 
     def pause(self, actor: str) -> timedelta:
@@ -164,9 +170,9 @@ class OfCaller:
         """
         self.usage.count_call(self.actor, asyncio.get_running_loop().time())
 
-    def answer(self, size: int) -> Callable[[], None]:
+    def answer(self, size: int, *, refusable: bool) -> Callable[[], None]:
         """Count the bytes of an answer; see `Usage.answer`."""
-        return self.usage.answer(self.actor, size)
+        return self.usage.answer(self.actor, size, refusable=refusable)
 
     def pause(self) -> timedelta:
         """Return how long a stream is to wait before it sends what only the clock asks for."""

@@ -10,7 +10,7 @@ from vmagentd.model import Operation
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from vmagentd.model import Caller, Parameters
+    from vmagentd.model import Caller, OperationId, Parameters
 
     # told to the caller · raised · awaited
     Step: TypeAlias = Operation | BaseException | Callable[[], Awaitable[object]]
@@ -22,6 +22,9 @@ class ScriptedOperations:
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.asked: list[tuple[str, Parameters, str, str | None]] = []
+        # what a cancel returns, and which were asked for
+        self.cancels: Operation | None = None
+        self.cancelled: list[OperationId] = []
         # callers that are being served, and notified when that changes
         self.listening = 0
         self.changed = asyncio.Condition()
@@ -31,6 +34,11 @@ class ScriptedOperations:
     ) -> AsyncIterator[Operation]:
         self.asked.append((ref, parameters, caller.actor, request_id))
         return self._play()
+
+    async def cancel(self, operation_id: OperationId, *, caller: Caller) -> Operation:
+        self.cancelled.append(operation_id)
+        assert self.cancels is not None, caller
+        return self.cancels
 
     async def _play(self) -> AsyncIterator[Operation]:
         await self._count(1)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 from vmagent.v1 import vm_agent_service_pb2 as pb
 
+from vmagentd.api import convert
 from vmagentd.api.limits import CallerLimits
 from vmagentd.model import Grant, Role, Rule
 
 from . import wire
 from .conftest import Setting, refusal, serving, sighting
 from .test_gate import until
+from .test_operations import DONE
 from .users import needs_root, sending, visit
 
 if TYPE_CHECKING:
@@ -101,6 +103,19 @@ async def test_answers_that_are_not_taken_are_so_long_and_no_longer(folder: Path
             await served.stub.WhoAmI(pb.WhoAmIRequest())
         await until(lambda: not len(calls))
         assert len((await served.stub.ListVms(pb.ListVmsRequest())).vms) == 200
+
+
+async def test_what_was_done_is_told_however_much_is_not_taken(folder: Path) -> None:
+    setting = Setting(limits=CallerLimits(untaken_bytes=1))
+    async with serving(folder, setting) as served:
+        served.operations.cancels = DONE
+        told = await refusal(served.stub.WhoAmI(pb.WhoAmIRequest()))
+        assert told.facts["limit"] == "MiB of answers that are not taken"
+        request = pb.CancelOperationRequest(operation_id=DONE.id)
+        answer = await served.stub.CancelOperation(request)
+        assert answer.operation == convert.operation(DONE)
+        assert served.operations.cancelled == [DONE.id]
+        assert [method for _, _, method, _ in setting.refusals] == [WHOAMI.decode()]
 
 
 async def test_who_does_not_take_an_answer_loses_his_connection(folder: Path) -> None:
