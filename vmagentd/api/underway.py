@@ -103,17 +103,18 @@ class Calls:
     def stuck(self, since: float, most: int) -> set[str]:
         """Return the connections whose clients have not taken something *since* then.
 
-        And those of callers who leave more than *most*, the calls that they may have: what they
-        leave beyond that are refusals, which count nowhere else.
+        And those of callers who leave more ends than *most*, the calls that they may have: what
+        they leave beyond that are refusals, which count nowhere else. Streams that go on count
+        as such, and may be more than *most* by the limits that held when they began.
         """
-        given = [call for call in self._all.values() if call.given is not None]
-        left = Counter(call.caller.actor for call in given if call.caller is not None)
-        return {
+        late = {
             call.connection
-            for call in given
-            if (call.given is not None and call.given < since)
-            or (call.caller is not None and left[call.caller.actor] > most)
+            for call in self._all.values()
+            if call.given is not None and call.given < since
         }
+        told = [(call.caller.actor, call.connection) for call in self._told() if call.caller]
+        left = Counter(actor for actor, _ in told)
+        return late | {connection for actor, connection in told if left[actor] > most}
 
     async def all_told(self, limit: timedelta) -> None:
         """Wait until none is in our hands."""
@@ -134,6 +135,10 @@ class Calls:
             await asyncio.wait(self._all, timeout=limit.total_seconds())
         for task in self._all:
             log.error("a call does not end: %s", task.get_stack(limit=1))
+
+    def _told(self) -> list[Call]:
+        """Return those that gRPC alone has to do with."""
+        return [call for call in self._all.values() if call not in self._in_hand]
 
     def _end(self, task: asyncio.Task[Any]) -> None:
         call = self._all.pop(task)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 WHOAMI = b"/vmagent.v1.VmAgentService/WhoAmI"
 LIST_VMS = b"/vmagent.v1.VmAgentService/ListVms"
+WATCH_STATUS = b"/vmagent.v1.VmAgentService/WatchStatus"
 
 # What a user says on one connection, which he leaves open.
 SAYS = """
@@ -137,6 +138,22 @@ async def test_who_takes_no_refusals_loses_his_connection(folder: Path) -> None:
         await until(lambda: not len(served.gate))
         await until(lambda: not len(served.server._boundary.calls))
         writer.transport.abort()
+
+
+async def test_nobody_who_is_being_written_to_leaves_too_much(folder: Path) -> None:
+    """He may have had more than the limits that hold now; each of them has its own time."""
+    async with serving(folder) as served:
+        await served.survey(*(sighting(number, "x" * 200 + str(number)) for number in range(600)))
+        watches = (
+            wire.call(WATCH_STATUS, stream=stream) + wire.message(b"", stream=stream)
+            for stream in (1, 3, 5)
+        )
+        opening = wire.PREFACE + wire.settings((wire.INITIAL_WINDOW_SIZE, 0))
+        async with said(served, opening + b"".join(watches)):
+            boundary = served.server._boundary
+            await until(lambda: sum(call.given is not None for call in boundary.calls) == 3)
+            served.server.limit(CallerLimits(streams=1, calls_at_once=1))
+            assert boundary.tidy() == set()
 
 
 async def test_an_answer_that_is_not_taken_does_not_hold_the_end_up(folder: Path) -> None:
