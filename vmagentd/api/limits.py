@@ -23,8 +23,10 @@ _BURST_S = 2.0
 # For each stream of a caller, time that his streams leave between two messages that nothing but
 # the clock asks for: all together send no more of them than some hundred streams could.
 _PAUSE_EACH = timedelta(milliseconds=1)
-# Of the calls that one caller may have at a time: what all without a role have together, and one
-# of them. What they may do is to be told so, and one user can be many.
+# Of the calls that one caller may have at a time: what all without a role have together, those of
+# this host and those of others each, and one of them. The least is for clients that come in peace,
+# and no more than one with a role has; one leaves half to the others. What they may do is to be
+# told so, and one user can be many.
 _WITHOUT_ROLE = 0.1
 _ONE_WITHOUT_ROLE = 0.01
 _LEAST_WITHOUT_ROLE = 10
@@ -129,10 +131,12 @@ class Usage:
         """Return as what a call counts, and how many of it there may be."""
         if not caller.grants:
             most = self.limits.calls_at_once
+            together = min(most, max(int(most * _WITHOUT_ROLE), _LEAST_WITHOUT_ROLE))
+            each = max(int(most * _ONE_WITHOUT_ROLE), _LEAST_WITHOUT_ROLE)
             all_of_them = f"everybody without a role ({caller.origin.lower()})"
             return {
-                (caller.actor, _Of.CALLS): max(int(most * _ONE_WITHOUT_ROLE), _LEAST_WITHOUT_ROLE),
-                (all_of_them, _Of.CALLS): max(int(most * _WITHOUT_ROLE), _LEAST_WITHOUT_ROLE),
+                (caller.actor, _Of.CALLS): min(each, max(together // 2, 1)),
+                (all_of_them, _Of.CALLS): together,
             }
         if streams:
             return {(caller.actor, _Of.STREAMS): self.limits.streams}

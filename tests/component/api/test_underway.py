@@ -190,3 +190,15 @@ async def test_those_without_a_role_have_few(folder: Path) -> None:
         await until(lambda: not len(calls))
         (told,) = await visit(served.path, "whoami", uid=60001)
         assert told.code == "OK"
+
+
+@needs_root
+async def test_they_have_no_more_than_others_however_little_that_is(folder: Path) -> None:
+    async with serving(folder, Setting(limits=CallerLimits(calls_at_once=3))) as served:
+        calls = served.server._boundary.calls
+        async with sending(SAYS, served.path, 60001, held(3).hex()):
+            await until(lambda: calls.begun == 3 and len(calls) == 1)
+            async with sending(SAYS, served.path, 60002, held(1).hex()):
+                await until(lambda: len(calls) == 2)
+                (told,) = await visit(served.path, "whoami", uid=60003)
+                assert told.code == "OK"
