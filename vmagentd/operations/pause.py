@@ -132,6 +132,8 @@ async def _bring(
         await run.step(OperationPhase.APPLYING)
     run.check()
     refuse_outlived(run)
+    if run.vm.state is not state:  # else libvirt refuses, or has nothing to do
+        refuse(run.vm)
     cursor, silent = run.cursor(), False
     try:
         async with run.until(run.deadline):

@@ -159,7 +159,7 @@ async def _reset(run: Run) -> None:
     """Reset the guest.
 
     Raises:
-        VmInState: it is off.
+        VmInState: it is off, or was not as it had to be.
         OutcomeUnknown: libvirt does not say whether it did.
     """
     run.check()
@@ -169,8 +169,7 @@ async def _reset(run: Run) -> None:
     await run.step(OperationPhase.FORCING)
     run.check()
     refuse_outlived(run)
-    if not run.vm.active:
-        raise VmInState(run.vm)
+    _refuse(run.vm)
     try:
         async with run.until(loop.time() + run.times.force_timeout.total_seconds()):
             await run.domains.reset(run.operation.vm)

@@ -72,6 +72,10 @@ async def start(run: Run, parameters: StartParameters) -> OperationOutcome:
             await _arrive(run, parameters, vm.incarnation, run.cursor(), answered=False)
             return OperationOutcome.DONE
         await run.step(OperationPhase.STARTING)
+    run.check()
+    if is_up(run.vm, parameters):  # what was committed last may have waited for the disk
+        return OperationOutcome.ALREADY_DONE
+    _refuse(run.vm, parameters)
     cursor, incarnation = run.cursor(), run.vm.incarnation
     try:
         answered = await _call(run, parameters)
@@ -174,7 +178,6 @@ async def _call(run: Run, parameters: StartParameters) -> bool:
         StartTimedOut: the time was over before, while something was committed.
         VmagentdError: it is not started.
     """
-    run.check()
     if not run.time_left:
         raise StartTimedOut(run.vm, parameters.timeout, asked=False)
     leave = Leave()

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
+from tests.component.hypervisor.host import until
 from tests.component.operations.site import DEADLINE_S
 from vmagentd.model import AuditFilter, AuditKind
+from vmagentd.operations.run import EVENT_DUE_S
 
 if TYPE_CHECKING:
-    from tests.component.operations.site import Daemon
+    from collections.abc import Iterator
+
+    from tests.component.operations.site import Daemon, Site
 
 
 class Gate:
@@ -39,3 +45,20 @@ async def until_joined(daemon: Daemon, actor: str) -> None:
     # it is in the file a moment before the loop is told of it
     await daemon.journal.beat()
     await turns(20)
+
+
+@contextmanager
+def busy_disk(here: Site) -> Iterator[None]:
+    """Let nothing be committed."""
+    with closing(sqlite3.connect(here.state_dir / "journal.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+async def long_in_hand(daemon: Daemon) -> None:
+    """Return when the writer has had all that is to be committed for so long that it is late."""
+    await turns(20)
+    await until(lambda: daemon.journal.inbox_depth == 0, "the writer has it")
+    loop = asyncio.get_running_loop()
+    late = loop.time() + EVENT_DUE_S
+    await until(lambda: loop.time() > late, "it is late")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.component.hypervisor.host import until
-from tests.component.operations.gates import Gate, turns, until_joined
+from tests.component.operations.gates import Gate, busy_disk, long_in_hand, until_joined
 from tests.component.operations.site import (
     DEADLINE_S,
     FORCED,
@@ -43,10 +41,9 @@ from vmagentd.model import (
     RebootMode,
     VmState,
 )
-from vmagentd.operations.run import EVENT_DUE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 DONE, ALREADY_DONE = OperationOutcome.DONE, OperationOutcome.ALREADY_DONE
 REBOOT_OR_FORCE = replace(REBOOT, on_grace_expired=OnGraceExpired.FORCE)
@@ -347,28 +344,11 @@ class TestInARunningDaemon:
         assert here.domain("a").isActive()
 
 
-@contextmanager
-def busy_disk(here: Site) -> Iterator[None]:
-    """Let nothing be committed."""
-    with closing(sqlite3.connect(here.state_dir / "journal.db", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        yield
-
-
 async def reboot_unshown(here: Site) -> None:
     """Start a VM anew; that is known once something can be committed."""
     before = here.connection.events_taken
     reboot(here)
     await until(lambda: here.connection.events_taken >= before + 2, "its events")
-
-
-async def long_in_hand(daemon: Daemon) -> None:
-    """Return when the writer has had all that is to be committed for so long that it is late."""
-    await turns(20)
-    await until(lambda: daemon.journal.inbox_depth == 0, "the writer has it")
-    loop = asyncio.get_running_loop()
-    late = loop.time() + EVENT_DUE_S
-    await until(lambda: loop.time() > late, "it is late")
 
 
 class TestTheDiskIsBusy:
