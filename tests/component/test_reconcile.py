@@ -256,7 +256,7 @@ class TestDoubts:
 
         async def busy() -> Query:
             del libvirt.answers[uuid(1)]
-            raise LibvirtUnreachable("all 4 libvirt-observe threads are busy")
+            raise LibvirtUnreachable("no libvirt-observe thread was free in time")
 
         libvirt.answers[uuid(1)] = busy
         async with running(journal, libvirt) as surveys:

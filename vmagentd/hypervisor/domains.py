@@ -173,15 +173,22 @@ class Domains:
         """
         return await self._guests.ask(vm, REBOOT)
 
-    async def reset(self, vm: VmUuid) -> None:
+    async def reset(self, vm: VmUuid, *, deadline: timedelta = _RESET_DEADLINE) -> None:
         """Reset the guest, like its reset button; returns when libvirt says that it was.
+
+        At the *deadline*, or that of its own if that comes before, it tells whether libvirt was
+        given it.
 
         Raises:
             VmNotFound: libvirt does not know the VM.
             LibvirtInvalidState: it does not run.
         """
         await self._change(
-            self._act, vm, "reset", lambda domain: domain.reset(0), deadline=_RESET_DEADLINE
+            self._act,
+            vm,
+            "reset",
+            lambda domain: domain.reset(0),
+            deadline=min(deadline, _RESET_DEADLINE),
         )
 
     async def pause(self, vm: VmUuid, *, deadline: timedelta) -> None:

@@ -103,7 +103,7 @@ class Pool:
                 self._abandon(future, result)
         if result.cancelled():
             if future.cancelled():
-                raise NotRun(f"all {self._limit} {self.name} threads are busy")
+                raise NotRun(f"no {self.name} thread was free in time")
             raise TimeoutError(f"{self.name}: no answer within {deadline}")
         return result.result()
 

@@ -119,6 +119,8 @@ async def _bring(
 
     Raises:
         OperationTimedOut: it is not, in time.
+        LibvirtUnreachable: likewise, and libvirt was never given it.
+        LibvirtBusy: likewise.
         OutcomeUnknown: nor can libvirt be asked then.
         VmInState: it is off, or was not as it had to be.
     """
@@ -136,7 +138,7 @@ async def _bring(
         refuse(run.vm)
     cursor, silent = run.cursor(), False
     try:
-        async with run.until(run.deadline):
+        async with run.until(run.deadline + EVENT_DUE_S):  # at its own deadline it tells more
             await _call(run, state)(run.operation.vm, deadline=run.time_left)
     except (VmNotFound, LibvirtInvalidState) as error:
         vm = await run.look_in_time()

@@ -160,6 +160,8 @@ async def _reset(run: Run) -> None:
 
     Raises:
         VmInState: it is off, or was not as it had to be.
+        LibvirtUnreachable: libvirt was never given it.
+        LibvirtBusy: likewise.
         OutcomeUnknown: libvirt does not say whether it did.
     """
     run.check()
@@ -170,9 +172,11 @@ async def _reset(run: Run) -> None:
     run.check()
     refuse_outlived(run)
     _refuse(run.vm)
+    allowed = run.times.force_timeout
+    give_up = loop.time() + allowed.total_seconds()
     try:
-        async with run.until(loop.time() + run.times.force_timeout.total_seconds()):
-            await run.domains.reset(run.operation.vm)
+        async with run.until(give_up + EVENT_DUE_S):  # at its own deadline it tells more
+            await run.domains.reset(run.operation.vm, deadline=allowed)
             answered = True
     except (VmNotFound, LibvirtInvalidState) as error:
         raise VmInState(await run.look_in_time()) from error

@@ -141,9 +141,9 @@ class Meddled(Domains):
         return await super().reboot(vm)
 
     @override
-    async def reset(self, vm: VmUuid) -> None:
+    async def reset(self, vm: VmUuid, *, deadline: timedelta = 30 * SECOND) -> None:
         if not await self._meddle("reset"):
-            await super().reset(vm)
+            await super().reset(vm, deadline=deadline)
 
     @override
     async def pause(self, vm: VmUuid, *, deadline: timedelta) -> None:

@@ -16,6 +16,9 @@ from tests.component.operations.gates import Gate, turns
 from tests.component.operations.site import (
     DEADLINE_S,
     FORCED,
+    PAUSE,
+    RESET,
+    RESUME,
     SECOND,
     START,
     STOP,
@@ -26,11 +29,14 @@ from tests.component.operations.site import (
     unreachable,
 )
 from vmagentd.errors import LibvirtBusy, OutcomeUnknown
+from vmagentd.hypervisor.guest import Lane
 from vmagentd.model import (
     OnGraceExpired,
     Operation,
     OperationOutcome,
     OperationPhase,
+    Parameters,
+    ResumeParameters,
     StartParameters,
     StopParameters,
     VmState,
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from vmagentd.hypervisor.pool import Pool
+    from vmagentd.model import VmUuid
 
 DONE, ALREADY_DONE = OperationOutcome.DONE, OperationOutcome.ALREADY_DONE
 SOON: StartParameters = replace(START, timeout=0.2 * SECOND)
@@ -64,6 +71,19 @@ async def given_up(daemon: Daemon, how: str) -> None:
         await turns(20)
         await daemon.operations.cancel(stop_id, caller=somebody("other"))
         assert (await stop).phase is OperationPhase.CANCELLED
+
+
+@asynccontextmanager
+async def occupied(pool: Pool, vm: VmUuid) -> AsyncIterator[None]:
+    """Let libvirt hang in a call on *vm*; then let it go on."""
+    lane, free = (vm, Lane.PROCESS), threading.Event()
+    hung = asyncio.create_task(pool.run(lambda _: free.wait(), lane=lane))
+    await until(lambda: pool.has(lane), "it hangs")
+    try:
+        yield
+    finally:
+        free.set()
+        await hung
 
 
 @asynccontextmanager
@@ -128,6 +148,23 @@ class TestNotGiven:
         assert late.failure.error == "StartTimedOut"
         assert "libvirt was not asked" in late.failure.message
         assert here.domains.calls == []
+
+    @pytest.mark.parametrize("lane", [True, False])
+    @pytest.mark.parametrize(
+        "wish",
+        [replace(PAUSE, timeout=0.3 * SECOND), replace(RESUME, timeout=0.3 * SECOND), RESET],
+    )
+    async def test_others_are_told_so_too(
+        self, here: Site, wish: Parameters, *, lane: bool
+    ) -> None:
+        """Not that they may still come."""
+        here.times = replace(TIMES, force_timeout=0.3 * SECOND)
+        if isinstance(wish, ResumeParameters):
+            here.domain("a").suspend()
+        act = here.domains._act
+        async with here.daemon() as daemon, occupied(act, here.uuid("a")) if lane else busy(act):
+            told = await daemon.done("a", wish)
+            assert error_of(told) == ("LibvirtBusy" if lane else "LibvirtUnreachable")
 
     async def test_one_whose_daemon_ends_never_begins(self, here: Site) -> None:
         async with busy(here.domains._start):
