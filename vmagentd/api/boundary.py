@@ -131,17 +131,23 @@ class Boundary(aio.ServerInterceptor):
             if not rights.same(call.role, call.caller, present):
                 self.calls.dismiss([call], AccessChanged(present))
 
-    def tidy(self) -> set[str]:
+    def tidy(self, flowed: Callable[[str], float]) -> set[str]:
         """Forget idle callers; return the connections of calls that are stuck, by their names.
 
         A call is stuck when its client has not taken what it was sent for twice the time that a
         watcher may leave it unread: a stream was ended after the first half, and does not take
         that in either.
+
+        Args:
+            flowed: when a connection's client was last seen to take what it is sent.
         """
         now, may = asyncio.get_running_loop().time(), self._usage.limits
         self._usage.forget_idle(now)
         return self.calls.stuck(
-            now - 2 * may.stall_timeout.total_seconds(), may.streams + may.calls_at_once
+            now,
+            patience_s=2 * may.stall_timeout.total_seconds(),
+            most=may.streams + may.calls_at_once,
+            flowed=flowed,
         )
 
     async def ended(self) -> None:

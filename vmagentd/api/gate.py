@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import secrets
 import socket
 from collections import Counter
@@ -207,8 +208,15 @@ class Gate:
             self._on_refusal(str(peer), why)
 
     def tidy(self) -> None:
-        """Forget what is known of users who are gone."""
+        """Forget what is known of users who are gone, and see which clients take what is sent."""
         self._paces.forget_idle(self._counts)
+        for connection in self._connections.values():
+            connection.relay.look()
+
+    def flowed(self, name: str) -> float:
+        """Return when a client was last seen to take what it is sent, by the loop's clock."""
+        connection = self._connections.get(name)
+        return -math.inf if connection is None else connection.relay.flowed
 
     def _accept(self) -> None:
         for _ in range(_AT_ONCE):

@@ -8,6 +8,7 @@ more than may go on stays here, and then nothing more of it is read. Runs on the
 from __future__ import annotations
 
 import asyncio
+import math
 import select
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 # How long a side may take for what is left, when the other has ended.
 _LAST_BYTES_S: Final = 5.0
+# What the outer side takes from one look to the next if it takes an answer. Who takes none still
+# takes gRPC's pings and what it returns for his own, one a second of 17 bytes, or the heartbeats
+# of a watch.
+_FLOW_BYTES: Final = 1024
 
 
 class Relay:
@@ -46,6 +51,9 @@ class Relay:
         self._on_inner_end = on_inner_end
         self._passage = passage
         self._give_up: asyncio.TimerHandle | None = None
+        # when the outer side was last seen to take more than a few bytes, by the loop's clock
+        self.flowed = -math.inf
+        self._seen = 0
         self.ended = asyncio.Event()
 
     def join(self, outer: socket.socket, inner: socket.socket) -> None:
@@ -67,6 +75,12 @@ class Relay:
         except OSError:
             self._outer.pause()
             raise
+
+    def look(self) -> None:
+        """See whether the outer side takes what is sent to it; to be called about each second."""
+        if self._outer.taken - self._seen >= _FLOW_BYTES:
+            self.flowed = asyncio.get_running_loop().time()
+        self._seen = self._outer.taken
 
     def hush(self) -> None:
         """Take nothing more from the outer side; what is meant for it still goes there."""
@@ -113,6 +127,8 @@ class _End:
         self._on_end = on_end
         # what this side has not taken yet; it is watched for room while there is any
         self._left = memoryview(b"")
+        # how many bytes it has
+        self.taken = 0
         self._closing = False
         self._muted = False
         self.ended = False
@@ -177,6 +193,7 @@ class _End:
         except OSError:
             self.abort()
             return
+        self.taken += sent
         if sent < len(data):
             self._left = memoryview(bytes(data[sent:]))
             self._loop.add_writer(self._socket, self._send_left)
@@ -190,6 +207,7 @@ class _End:
         except OSError:
             self.abort()
             return
+        self.taken += sent
         self._left = self._left[sent:]
         if self._left:
             return

@@ -287,6 +287,6 @@ class Server:
         while True:
             await asyncio.sleep(_TIDY_S)
             self._gate.tidy()
-            count = sum(map(self._gate.cut, self._boundary.tidy()))
+            count = sum(map(self._gate.cut, self._boundary.tidy(self._gate.flowed)))
             if count:
                 log.warning("connections closed whose clients do not read: %d", count)

@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from vmagentd.model import Caller, Role
 
 log = logging.getLogger(__name__)
+
+# How long a client that reads may take for the end of a call: many may end at once.
+_TAKES_S: Final = 0.5
 
 
 def _current_task() -> asyncio.Task[Any]:
@@ -100,21 +103,35 @@ class Calls:
                 if call.given is None:
                     call.task.cancel()
 
-    def stuck(self, since: float, most: int) -> set[str]:
-        """Return the connections whose clients have not taken something *since* then.
+    def stuck(
+        self, now: float, *, patience_s: float, most: int, flowed: Callable[[str], float]
+    ) -> set[str]:
+        """Return the connections whose clients have not taken something for too long.
 
         And those of callers who leave more ends than *most*, the calls that they may have: what
         they leave beyond that are refusals, which count nowhere else. Streams that go on count
         as such, and may be more than *most* by the limits that held when they began.
+
+        Args:
+            now: by the loop's clock.
+            patience_s: how long they may leave a message. An answer, which may be long, and what
+                a stream had left at its end as long as they take something at all.
+            most: see above.
+            flowed: when a connection's client was last seen to do so.
         """
-        late = {
-            call.connection
-            for call in self._all.values()
-            if call.given is not None and call.given < since
-        }
-        told = [(call.caller.actor, call.connection) for call in self._told() if call.caller]
-        left = Counter(actor for actor, _ in told)
-        return late | {connection for actor, connection in told if left[actor] > most}
+        stuck: set[str] = set()
+        left: list[tuple[str, str]] = []
+        for call in self._all.values():
+            if call.given is None:
+                continue
+            in_hand, where = call in self._in_hand, call.connection
+            taken = call.given if in_hand else max(call.given, flowed(where))
+            if taken < now - patience_s:
+                stuck.add(where)
+            if not in_hand and call.caller is not None and call.given < now - _TAKES_S:
+                left.append((call.caller.actor, where))
+        counts = Counter(actor for actor, _ in left)
+        return stuck | {where for actor, where in left if counts[actor] > most}
 
     async def all_told(self, limit: timedelta) -> None:
         """Wait until none is in our hands."""
@@ -135,10 +152,6 @@ class Calls:
             await asyncio.wait(self._all, timeout=limit.total_seconds())
         for task in self._all:
             log.error("a call does not end: %s", task.get_stack(limit=1))
-
-    def _told(self) -> list[Call]:
-        """Return those that gRPC alone has to do with."""
-        return [call for call in self._all.values() if call not in self._in_hand]
 
     def _end(self, task: asyncio.Task[Any]) -> None:
         call = self._all.pop(task)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -127,6 +129,40 @@ async def test_who_does_not_take_an_answer_loses_his_connection(folder: Path) ->
         await until(lambda: not len(served.server._boundary.calls))
 
 
+async def test_who_takes_his_answer_piece_by_piece_keeps_it(folder: Path) -> None:
+    piece = struct.pack(">I", 16 * 1024)
+    room = b"".join(wire.frame(wire.WINDOW_UPDATE, 0, stream, piece) for stream in (0, 1))
+
+    async with serving(folder) as served:
+        await served.survey(*(sighting(number, "x" * 200 + str(number)) for number in range(600)))
+        calls, now = served.server._boundary.calls, asyncio.get_running_loop().time
+        reader, writer = await asyncio.open_unix_connection(served.path)
+        writer.write(unanswered(LIST_VMS))
+        await until(lambda: calls.begun == 1 and not [*calls])
+
+        def takes(since: float) -> bool:
+            """Return whether he would keep it if he may take nothing for no longer than that."""
+            served.gate.tidy()
+            present = now()
+            return not calls.stuck(
+                present, patience_s=present - since, most=9, flowed=served.gate.flowed
+            )
+
+        answered = now()
+        writer.write(wire.frame(wire.PING, 0, 0, b"still up"))
+        await reader.readuntil(b"still up")
+        assert not takes(answered)
+        came = b""
+        while b"grpc-status" not in came:
+            before = now()
+            writer.write(room)
+            came += await reader.read(65536)
+            if len(calls):
+                await until(partial(takes, before))
+        writer.close()
+        await until(lambda: not len(calls))
+
+
 async def test_who_takes_no_refusals_loses_his_connection(folder: Path) -> None:
     """They are no calls that he may have, and as large."""
     limits = CallerLimits(streams=1, calls_at_once=1)
@@ -153,7 +189,7 @@ async def test_nobody_who_is_being_written_to_leaves_too_much(folder: Path) -> N
             boundary = served.server._boundary
             await until(lambda: sum(call.given is not None for call in boundary.calls) == 3)
             served.server.limit(CallerLimits(streams=1, calls_at_once=1))
-            assert boundary.tidy() == set()
+            assert boundary.tidy(served.gate.flowed) == set()
 
 
 async def test_an_answer_that_is_not_taken_does_not_hold_the_end_up(folder: Path) -> None:
