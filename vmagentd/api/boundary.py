@@ -96,7 +96,8 @@ class Boundary(aio.ServerInterceptor):
         """End all calls with SHUTTING_DOWN: streams and new ones at once, others after *grace*.
 
         Returns when all have been told, or a little after *grace*: who does not read cannot be
-        told, and does not take an answer either.
+        told, and does not take an answer either. Who reads slowly cannot be told from him on
+        another host, so nobody has longer than `_LAST_WORDS` for an answer that is ready.
         """
         self._draining, self._holding = True, False
         self.calls.dismiss((call for call in self.calls if call.streams), ShuttingDown())

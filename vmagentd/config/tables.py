@@ -138,7 +138,8 @@ class LimitSettings(_Table):
     calls_at_once: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     # longest time for a call that is no stream
     call_timeout: Duration = timedelta(seconds=60)
-    # longest time that a watcher may leave unread what it was sent
+    # longest time that a watcher may leave unread what it was sent; who does so for twice as long,
+    # or takes nothing of an answer, is disconnected
     stall_timeout: Duration = timedelta(seconds=30)
 
 
@@ -245,7 +246,8 @@ class Config(_Table):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     # longest time between two surveys of all VMs
     survey_interval: Duration = timedelta(minutes=1)
-    # longest wait for calls under way when the daemon ends
+    # longest wait for calls under way when the daemon ends; an answer that is ready has a second
+    # to be taken
     drain_timeout: Annotated[timedelta, within("1s", "60s")] = timedelta(seconds=2)
     stop: StopSettings = StopSettings()
     host_limits: HostLimitSettings = HostLimitSettings()
