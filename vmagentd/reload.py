@@ -2,7 +2,8 @@
 
 A file with anything wrong in it changes nothing. For each key that is different it is said in
 the log whether it holds from now on or after a restart. Runs on the event loop; the file is read
-in a thread of its own: how large it is, and how quick its disk, is not ours to know.
+in a thread of its own: how large it is, and how quick its disk, is not ours to know. One whose
+reading does not end is given up: the next SIGHUP may be for another one in its place.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Never
 
 from pydantic import BaseModel
 
 from vmagentd import messages, notify
-from vmagentd.errors import ConfigError, VmagentdError
-from vmagentd.hypervisor.pool import Pool
+from vmagentd.errors import ConfigError, ConfigProblem, VmagentdError
+from vmagentd.hypervisor.pool import NotRun, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PATIENCE: Final = timedelta(seconds=5)
 AFTER_RESTART: Final = "the new value holds after a restart"
 
 
@@ -97,11 +100,13 @@ class Reload:
         """Read the settings; once cancelled, nobody waits for the thread that does so.
 
         Raises:
-            ConfigError: they are wrong.
+            ConfigError: they are wrong, or there is no end to it.
         """
         pool = Pool("settings", 1)
         try:
-            return await pool.run(lambda _: self._load())
+            return await pool.run(lambda _: self._load(), deadline=_PATIENCE)
+        except (TimeoutError, NotRun) as error:
+            raise ConfigError("the file", [ConfigProblem("its reading does not end")]) from error
         finally:
             pool.close()
 

@@ -78,6 +78,21 @@ async def test_nobody_waits_while_the_file_is_read(folder: Path) -> None:
         await until(done, "the new settings", within_s=DEADLINE_S)
 
 
+async def test_a_file_whose_reading_does_not_end_is_given_up(folder: Path) -> None:
+    file = folder / "vmagentd.toml"
+    async with daemon(folder) as running:
+        await until(lambda: "serving" in running.log.read_text(), "serving", within_s=DEADLINE_S)
+        file.unlink()
+        os.mkfifo(file)
+        running.process.send_signal(signal.SIGHUP)
+        with await opened(file):
+            why = "settings are left as they were: the file: its reading does not end"
+            await until(lambda: why in running.log.read_text(), why, within_s=DEADLINE_S)
+            file.unlink()
+            said = await reloaded(running, folder, 'log_level = "debug"', "read again")
+        assert said[0] == "INFO    log_level: the new value holds from now on"
+
+
 async def test_nobody_waits_for_the_file_at_the_end(folder: Path) -> None:
     file = folder / "vmagentd.toml"
     async with daemon(folder) as running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import socket
@@ -104,6 +105,31 @@ async def test_sighup_denies_one_while_a_file_is_no_good(folder: Path, no_good: 
         await anext(responses)
         (folder / no_good).write_text("nonsense")
         configured(folder, ca, port, f'{listed}deny_fingerprints = ["{client.fingerprint}"]')
+        running.process.send_signal(signal.SIGHUP)
+        ended = await _end(responses)
+        assert ended.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_sighup_denies_one_after_a_file_whose_reading_does_not_end(folder: Path) -> None:
+    port, ca = free_port(), issue(None, "the CA", ca=True)
+    client = issue(ca, "client", SUBJECT)
+    (folder / "denied").touch()
+    configured(folder, ca, port, f'deny_file = "{folder}/denied"\n')
+    credentials = grpc.ssl_channel_credentials(ca.pem, client.key, client.pem)
+    async with (
+        daemon(folder) as running,
+        aio.secure_channel(f"localhost:{port}", credentials) as channel,
+        asyncio.timeout(DEADLINE_S),
+    ):
+        responses = VmAgentServiceStub(channel).WatchStatus(pb.WatchStatusRequest()).__aiter__()
+        await anext(responses)
+        os.mkfifo(folder / "pipe")
+        (folder / "pipe").rename(folder / "denied")
+        said = await reloaded(running)
+        assert len(said) == 1
+        assert said[0].startswith("deny_file is left as it was")
+        assert f"{folder}/denied cannot be used: its reading does not end" in said[0]
+        configured(folder, ca, port, f'deny_fingerprints = ["{client.fingerprint}"]')
         running.process.send_signal(signal.SIGHUP)
         ended = await _end(responses)
         assert ended.code() is grpc.StatusCode.UNAUTHENTICATED

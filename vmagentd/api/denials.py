@@ -99,6 +99,10 @@ class Denials:
             self._take()
         return self._used != before
 
+    def close(self) -> None:
+        """Follow nothing any more."""
+        self._followed.close()
+
     def _take(self) -> None:
         found = self._followed.content
         if found.remark is not None:

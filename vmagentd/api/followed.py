@@ -1,6 +1,7 @@
 """Files that may change at any time: seen by their marks, read anew, told of once if no good.
 
-Runs on the loop; they are read in a thread, for they may be long.
+Runs on the loop; they are looked at and read in threads, for they may be long, and where there is
+a pipe, or a file system that does not answer, it has no end.
 """
 
 from __future__ import annotations
@@ -8,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 from vmagentd import messages
 from vmagentd.errors import TlsUnusable
-from vmagentd.hypervisor.pool import Pool
+from vmagentd.hypervisor.pool import NotRun, Occupied, Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Hashable, Iterable
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -23,12 +25,19 @@ log = logging.getLogger(__name__)
 # How soon what is no good is looked at again though nobody has touched it: a certificate may only
 # begin later, since the clock of its CA is ahead, or a folder above it not be open to us yet.
 _AGAIN_S: Final = 2.0
+# How long a file may take, until it is told of as one whose reading does not end.
+_PATIENCE: Final = timedelta(seconds=5)
+# So many files may have no end, one in the place of the other, until none is read any more.
+_THREADS: Final = 16
 
 # of each file what changes when it is written or replaced
 _Marks: TypeAlias = tuple[tuple[int, ...] | None, ...]
+# of files whose marks are not told either
+_UNTOLD: Final[_Marks] = ()
 
 _Files = TypeVar("_Files")
 _Content = TypeVar("_Content")
+_T = TypeVar("_T")
 
 
 class Followed(Generic[_Files, _Content]):
@@ -42,6 +51,7 @@ class Followed(Generic[_Files, _Content]):
         read: Callable[[_Files], _Content],
         flaw: Callable[[_Content], TlsUnusable | None] = lambda _: None,
         meanwhile: str,
+        patience: timedelta = _PATIENCE,
     ) -> None:
         """Read them, here and now.
 
@@ -52,6 +62,7 @@ class Followed(Generic[_Files, _Content]):
                 called in a thread.
             flaw: what is wrong with some of it, though the rest is used.
             meanwhile: what holds while something is wrong, for the log.
+            patience: how long a thread may take, later on; what takes longer is no good.
 
         Raises:
             TlsUnusable: they are no good.
@@ -60,6 +71,8 @@ class Followed(Generic[_Files, _Content]):
         self._read = read
         self._flaw = flaw
         self._meanwhile = meanwhile
+        self._patience = patience
+        self._pool = Pool("files", _THREADS)
         # one reads at a time
         self._turn = asyncio.Lock()
         # of files that are no good, seen once
@@ -69,7 +82,7 @@ class Followed(Generic[_Files, _Content]):
         self._why = ""
         self._again = 0.0
         # of those that are in use; None once some were no good: those before may come back
-        self._marks: _Marks | None = self._present_marks(files)
+        self._marks: _Marks | None = _marks(tuple(paths(files)))
         # which are in use, and what is in them
         self.files = files
         self.content = read(files)
@@ -91,18 +104,23 @@ class Followed(Generic[_Files, _Content]):
             TlsUnusable: they are no good, and those before are followed still.
         """
         async with self._turn:
-            changed = await self._use(files)
+            changed = await self._use(files, await self._present_marks(files))
         self.tell_flaw()
         return changed
 
     async def look(self) -> bool:
         """Read them if they have changed; return whether something else is in use now."""
         async with self._turn:
-            marks = self._present_marks(self.files)
-            if marks == self._marks or (marks == self._refused and time.monotonic() < self._again):
-                return False
+            marks = _UNTOLD
             try:
-                changed = await self._use(self.files)
+                marks = await self._present_marks(self.files)
+                if self._refused == _UNTOLD:  # it is told of again, should it come again
+                    self._doubted = self._refused = None
+                if marks == self._marks or (
+                    marks == self._refused and time.monotonic() < self._again
+                ):
+                    return False
+                changed = await self._use(self.files, marks)
             except TlsUnusable as error:
                 self._refuse(marks, str(error))
                 return False
@@ -112,14 +130,16 @@ class Followed(Generic[_Files, _Content]):
                     self._marks = None
             return changed
 
-    async def _use(self, files: _Files) -> bool:
-        marks = self._present_marks(files)  # before: what changes meanwhile is read again
+    def close(self) -> None:
+        """Let the threads end."""
+        self._pool.close()
+
+    async def _use(self, files: _Files, marks: _Marks) -> bool:
+        """Read them; *marks* were theirs before: what changes meanwhile is read again."""
         self._marks = None
-        pool = Pool("files", 1)
-        try:
-            content = await pool.run(lambda _: self._read(files))
-        finally:
-            pool.close()
+        # One thread at most reads the same files, however often that is tried.
+        same = tuple(mark and mark[:2] for mark in marks)
+        content = await self._in_thread(lambda: self._read(files), files, lane=same)
         before, self.files, self.content = self.content, files, content
         self._marks = marks
         if self.flaw is None:
@@ -144,8 +164,24 @@ class Followed(Generic[_Files, _Content]):
     def _tell(self, why: str) -> None:
         log.error("%s; %s", why, self._meanwhile, extra={"MESSAGE_ID": messages.TLS_FILES_REFUSED})
 
-    def _present_marks(self, files: _Files) -> _Marks:
-        return tuple(_mark(path) for path in self._paths(files))
+    async def _present_marks(self, files: _Files) -> _Marks:
+        paths = tuple(self._paths(files))
+        return await self._in_thread(lambda: _marks(paths), files, lane=paths)
+
+    async def _in_thread(self, call: Callable[[], _T], files: _Files, lane: Hashable) -> _T:
+        paths = tuple(self._paths(files))
+        if not paths:
+            return call()
+        try:
+            return await self._pool.run(lambda _: call(), deadline=self._patience, lane=lane)
+        except (TimeoutError, NotRun, Occupied):
+            first, *others = paths
+            beside = f", or that of {' or '.join(map(str, others))}," if others else ""
+            raise TlsUnusable(first, f"cannot be used: its reading{beside} does not end") from None
+
+
+def _marks(paths: Iterable[Path]) -> _Marks:
+    return tuple(map(_mark, paths))
 
 
 def _mark(path: Path) -> tuple[int, ...] | None:

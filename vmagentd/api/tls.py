@@ -145,18 +145,39 @@ class Tls:
         if await self._own.load(files):
             self._offer()
 
-    async def keep(self, recheck: Callable[[], None]) -> Never:
-        """Follow changes of the files for ever.
+    async def keep(self, recheck: Callable[[], None]) -> None:
+        """Follow changes of the files for ever, and the ends of certificates.
+
+        None of the three waits for another: a file may take long, or have no end.
 
         Args:
             recheck: called when some of those who were let in may have to leave.
         """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_denials(recheck), name="tls-denials")
+                tasks.create_task(self._keep_ends(recheck), name="tls-ends")
+                tasks.create_task(self._keep_own(), name="tls-own")
+        finally:
+            self._denials.close()
+            self._own.close()
+
+    async def _keep_denials(self, recheck: Callable[[], None]) -> Never:
         while True:
-            # first, and whatever the other files are like
-            if await self._denials.look() or self._next_end <= datetime.now(UTC):
+            if await self._denials.look():
+                recheck()
+            await asyncio.sleep(_LOOK_S)
+
+    async def _keep_ends(self, recheck: Callable[[], None]) -> Never:
+        while True:
+            if self._next_end <= datetime.now(UTC):
                 # grows again by all who are still let in
                 self._next_end = _FOR_EVER
                 recheck()
+            await asyncio.sleep(_LOOK_S)
+
+    async def _keep_own(self) -> Never:
+        while True:
             if await self._own.look():
                 self._offer()
             await asyncio.sleep(_LOOK_S)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
 import pytest
 from cryptography.hazmat.primitives.hashes import SHA1
-from grpc import aio
+from grpc import StatusCode, aio
 from vmagent.v1 import vm_agent_service_pb2 as pb
 
 from tests.pki import issue
 
+from .conftest import refusal
 from .test_tls import DEADLINE_S, Site, is_refused_soon, site, until
 
 if TYPE_CHECKING:
@@ -46,6 +49,41 @@ async def test_one_is_out_while_a_file_for_tls_is_no_good(
         assert "is denied on this host" in await is_refused_soon(stub)
     (message,) = told(caplog)
     assert "the files before them stay in use" in message
+
+
+@asynccontextmanager
+async def endless(file: Path) -> AsyncIterator[None]:
+    """A pipe in the place of *file*: whoever reads it does so until the end of the body."""
+    os.mkfifo(file.with_name("pipe"))
+    file.with_name("pipe").rename(file)
+    async with asyncio.timeout(DEADLINE_S):
+        while (pipe := _open_if_read(file)) is None:  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.02)
+    with pipe:
+        yield
+
+
+@pytest.mark.parametrize("file", ["server.pem", "server.key", "ca.pem"])
+async def test_one_is_out_while_the_reading_of_a_file_for_tls_does_not_end(
+    here: Site, file: str
+) -> None:
+    client = here.client()
+    async with here.connected(client) as stub:
+        await stub.WhoAmI(pb.WhoAmIRequest())
+        async with endless(here.folder / file):
+            (here.folder / "denied").write_text(f"{client.fingerprint}\n")
+            assert "is denied on this host" in await is_refused_soon(stub)
+
+
+async def test_a_certificate_ends_while_the_reading_of_the_list_does_not(here: Site) -> None:
+    # in whole seconds, and the handshake must come before
+    async with here.connected(here.client(end=timedelta(seconds=8))) as stub:
+        watch = stub.WatchStatus(pb.WatchStatusRequest())
+        await anext(watch.__aiter__())
+        async with endless(here.folder / "denied"), asyncio.timeout(DEADLINE_S):
+            ended = await refusal(watch)
+    assert ended.code is StatusCode.UNAUTHENTICATED
+    assert "ended at" in ended.message
 
 
 async def test_a_list_that_is_no_good_keeps_no_new_certificate_from_being_shown(
