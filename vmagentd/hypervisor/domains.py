@@ -20,7 +20,7 @@ from vmagentd.failpoints import failpoint
 from vmagentd.model import Query, Source, Survey, VmUuid
 
 from .guest import REBOOT, SHUTDOWN, AskMethod, Guests, Lane, ways
-from .pool import Leave, NotRun, Occupied, Pool, measured
+from .pool import Leave, NotRun, Occupied, Pool
 from .survey import find, find_name, seen, sight_all
 from .translate import libvirt_errors
 
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
     from .connection import Connection
     from .events import VirConnect, VirDomain
-    from .pool import OnCall
 
 T = TypeVar("T")
 OnAnswer: TypeAlias = "Callable[[], object]"
+# told of a call: its name, `ok` or the name of its error, its seconds
+OnCall: TypeAlias = "Callable[[str, str, float], object]"
 
 _LOOK_UP_DEADLINE = timedelta(seconds=10)
 _SURVEY_DEADLINE = timedelta(seconds=60)
@@ -322,7 +323,7 @@ class Domains:
         # hangs for as long as libvirtd does.
         lost = self._connection.lost()
         try:
-            with measured(name, self._on_call):
-                return await pool.run(run, deadline=deadline, hurry=lost, lane=lane)
+            on_end = partial(self._on_call, name)
+            return await pool.run(run, deadline=deadline, hurry=lost, lane=lane, on_end=on_end)
         except NotRun as error:
             raise LibvirtUnreachable(str(error)) from error

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 _HURRY_S = 1.0
 
 T = TypeVar("T")
-# told of a call: its name, `ok` or the name of its error, its seconds
-OnCall: TypeAlias = "Callable[[str, str, float], object]"
+# told how a call ended, `ok` or the name of its error, and its seconds
+OnEnd: TypeAlias = "Callable[[str, float], object]"
 
 
 class NotRun(Exception):
@@ -74,13 +74,14 @@ class Pool:
         deadline: timedelta | None = None,
         hurry: asyncio.Future[None] | None = None,
         lane: Hashable = None,
+        on_end: OnEnd = lambda *_: None,
     ) -> T:
         """Run `call(n)` in thread number n, from 0, and return what it returns.
 
         Once *hurry* is done, the call has 1 s left. Cancelling the await, or the deadline, does
         not stop a call that has begun: it goes on in its thread and its result is dropped. One
         that has not begun never begins. Of the calls in one *lane* a thread has one at a time,
-        also after that was given up; the others wait here.
+        also after that was given up; the others wait here. *on_end* is told how it ended.
 
         Raises:
             Occupied: the lane was not free in time. Nothing was done.
@@ -89,23 +90,25 @@ class Pool:
         """
         loop = asyncio.get_running_loop()
         give_up = None if deadline is None else loop.time() + deadline.total_seconds()
-        if lane is not None:
-            await self._until_free(lane, give_up, hurry)
-        future = self._submit(call, lane)
-        # asyncio's end of the future: filled through call_soon_threadsafe
-        result = asyncio.wrap_future(future)
-        try:
-            await _first((result, hurry), give_up)
-            if hurry is not None and hurry.done():
-                await asyncio.wait((result,), timeout=_HURRY_S)
-        finally:
-            if not result.done():
-                self._abandon(future, result)
-        if result.cancelled():
-            if future.cancelled():
-                raise NotRun(f"no {self.name} thread was free in time")
-            raise TimeoutError(f"{self.name}: no answer within {deadline}")
-        return result.result()
+        future: Future[T] = Future()
+        with _measured(future, on_end):
+            if lane is not None:
+                await self._until_free(lane, give_up, hurry)
+            self._submit(future, call, lane)
+            # asyncio's end of the future: filled through call_soon_threadsafe
+            result = asyncio.wrap_future(future)
+            try:
+                await _first((result, hurry), give_up)
+                if hurry is not None and hurry.done():
+                    await asyncio.wait((result,), timeout=_HURRY_S)
+            finally:
+                if not result.done():
+                    self._abandon(future, result)
+            if result.cancelled():
+                if future.cancelled():
+                    raise NotRun(f"no {self.name} thread was free in time")
+                raise TimeoutError(f"{self.name}: no answer within {deadline}")
+            return result.result()
 
     def has(self, lane: Hashable) -> bool:
         """Whether a call in that lane goes on, or waits for a thread."""
@@ -127,13 +130,12 @@ class Pool:
             if not before.done():
                 raise Occupied(f"{self.name}: a call before it has not returned")
 
-    def _submit(self, call: Callable[[int], T], lane: Hashable) -> Future[T]:
+    def _submit(self, future: Future[T], call: Callable[[int], T], lane: Hashable) -> None:
         self._unfinished = [future for future in self._unfinished if not future.done()]
         # those that were given up are in the queue until a thread comes to them
         waiting = max(len(self._unfinished), self._jobs.qsize())
         if self._closed or waiting >= self._limit + self._backlog:
             raise NotRun(f"{waiting} calls wait for {self.name} threads")
-        future: Future[T] = Future()
         if lane is not None:
             self._occupy(lane, future)
         self._unfinished.append(future)
@@ -142,7 +144,6 @@ class Pool:
             number = self._threads
             self._threads += 1
             threads.start(f"{self.name}-{number}", self._jobs, number)
-        return future
 
     def _occupy(self, lane: Hashable, future: Future[Any]) -> None:
         loop = asyncio.get_running_loop()
@@ -175,13 +176,19 @@ async def _first(awaited: tuple[asyncio.Future[Any] | None, ...], give_up: float
 
 
 @contextmanager
-def measured(name: str, tell: OnCall) -> Iterator[None]:
-    """Tell *name*, how the body ended (`ok` or the name of its error), and its seconds."""
-    begin, result = monotonic(), "ok"
+def _measured(call: Future[Any], tell: OnEnd) -> Iterator[None]:
+    """Tell how the body ended, which waits for *call*, and its seconds.
+
+    Cancelled when the call was over, it ended as that did: what libvirt has done may be heard
+    before its answer, and ends the wait for that.
+    """
+    begin, ended = monotonic(), None
     try:
         yield
     except BaseException as error:
-        result = type(error).__name__
+        cancelled = isinstance(error, asyncio.CancelledError)
+        over = cancelled and call.done() and not call.cancelled()
+        ended = call.exception() if over else error
         raise
     finally:
-        tell(name, result, monotonic() - begin)
+        tell("ok" if ended is None else type(ended).__name__, monotonic() - begin)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import wait
 from datetime import timedelta
 
 import pytest
@@ -143,6 +144,35 @@ async def test_cancelling_the_await_does_not_stop_the_call(pool: Pool, gate: Gat
         await call
     gate.open()
     assert await pool.run(lambda number: number) in {0, 1}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_one_that_was_over_when_it_was_cancelled_counts_as_it_ended(
+    pool: Pool, *, fails: bool
+) -> None:
+    told: list[str] = []
+
+    def end(_: int) -> None:
+        if fails:
+            raise ValueError
+
+    call = asyncio.create_task(pool.run(end, on_end=lambda how, _: told.append(how)))
+    await asyncio.sleep(0)  # it is begun; the loop hears of its end with its next turn
+    wait(pool._unfinished)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert told == ["ValueError" if fails else "ok"]
+
+
+async def test_what_goes_on_counts_as_cancelled(pool: Pool, gate: Gate) -> None:
+    told: list[str] = []
+    call = asyncio.create_task(pool.run(gate.wait, on_end=lambda how, _: told.append(how)))
+    await gate.until_entered(1)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert told == ["CancelledError"]
 
 
 async def test_what_was_given_up_does_not_pile_up(pool: Pool, gate: Gate) -> None:
