@@ -198,6 +198,17 @@ async def test_libvirt_forgets_it_with_the_boot_of_the_host(daemon: Daemon) -> N
         assert await hear(journal, 1, BOOTED) is OUT_OF_BAND
 
 
+async def test_nor_does_it_come_back_if_that_boot_changed_no_vm(daemon: Daemon) -> None:
+    async with daemon() as journal:
+        await hear(journal, 2, DESTROYED)
+        await give_up(journal, a_start(), STARTING)
+    async with daemon(boot="two") as journal:
+        head = journal.head
+    async with daemon(boot="two") as journal:
+        assert journal.head == head
+        assert await hear(journal, 1, BOOTED) is OUT_OF_BAND
+
+
 @pytest.mark.parametrize("vm", [1, 2])
 async def test_it_does_not_come_back_with_the_daemon_after_that_boot(
     daemon: Daemon, vm: int

@@ -8,6 +8,7 @@ import logging
 import shutil
 import sqlite3
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from typing_extensions import override  # typing has it since 3.12
 
 from tests.component.journal.facts import (
     DEADLINE_S,
+    SECOND,
     collected,
     event,
     filled,
@@ -145,13 +147,17 @@ class TestFullDisk:
             journal.record(lost(cause="libvirtd ended"))
             await until(journal, lambda: not journal.link.connected)
             assert journal.link.cause == "libvirtd ended"
-            later = journal.submit(survey(sighting(1), after_event=number, link=2))
+            anew = survey(sighting(1), after_event=number, link=2)
+            anew = replace(anew, begin_time=anew.begin_time + SECOND)
+            later = journal.submit(anew)
             await until(journal, lambda: journal.link.connected)
             assert journal.link.last_survey_time == surveyed
             assert not journal.writable
             assert not later.done()
             disk.make_room()
             await later
+            await until(journal, lambda: journal.writable)
+            assert journal.link.last_survey_time == anew.begin_time
             ended, _ = await journal.blind_intervals()
             assert ended.cause == "libvirtd ended"
             assert ended.end_time is not None

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.component.operations.gates import Gate
+from tests.component.hypervisor.host import until
+from tests.component.operations.gates import Gate, busy_disk, turns, until_joined
 from tests.component.operations.site import (
     DEADLINE_S,
     FORCED,
@@ -61,6 +62,25 @@ async def hung(
     return stop_id, stop
 
 
+async def held_up(daemon: Daemon) -> tuple[OperationId, asyncio.Task[Operation], asyncio.Event]:
+    """Return a Stop as `hung` does whose call ends, once nobody waits for it, at that event."""
+    here, gate, leave = daemon.site, Gate(), asyncio.Event()
+
+    async def press() -> None:
+        if here.domains.calls.count("shutdown") == 1:
+            return
+        try:
+            await gate()
+        finally:
+            await leave.wait()
+
+    here.domains.instead["shutdown"] = press
+    stop_id, stop = await daemon.under_way("a", STOP, OperationPhase.SIGNALLED)
+    async with asyncio.timeout(DEADLINE_S):
+        await gate.reached.wait()
+    return stop_id, stop, leave
+
+
 async def over(daemon: Daemon) -> None:
     """Return right when it is shown that nothing is under way on `a`."""
     async with asyncio.timeout(DEADLINE_S):
@@ -97,6 +117,37 @@ async def test_nobody_joins_it_for_the_next_boot(
     assert (other.outcome, other.id == stop_id) == (DONE, False)
     assert stop.done()
     assert not here.domain("a").isActive()
+
+
+async def test_who_comes_before_it_is_told_waits_for_that(here: Site, daemon: Daemon) -> None:
+    stop_id, stop, leave = await held_up(daemon)
+    here.domain("a").destroy()
+    await over(daemon)
+    start = asyncio.create_task(daemon.done("a", START))
+    await turns(20)
+    assert not start.done()
+    leave.set()
+    assert (await start).outcome is DONE
+    assert ((await stop).id, (await stop).outcome) == (stop_id, DONE)
+
+
+async def test_force_that_joins_as_it_ends_is_not_told_to_be_used(
+    here: Site, daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "vmagentd.operations.intake")
+    stop_id, stop, leave = await held_up(daemon)
+    with busy_disk(here):
+        before = here.connection.events_taken
+        here.domain("a").destroy()
+        await until(lambda: here.connection.events_taken > before, "its event")
+        forced = asyncio.create_task(daemon.done("a", FORCED, actor="other"))
+        await turns(20)
+    await until_joined(daemon, "other")
+    assert not stop.done()
+    leave.set()
+    assert await forced == await stop
+    assert ((await stop).id, (await stop).outcome) == (stop_id, DONE)
+    assert not caplog.messages
 
 
 async def test_what_the_log_says_of_it(

@@ -25,6 +25,7 @@ from tests.component.operations.site import (
     TIMES,
     Daemon,
     Site,
+    for_ever,
     somebody,
     unreachable,
 )
@@ -266,3 +267,16 @@ class TestForce:
         async with here.daemon() as daemon:
             told = error_of(await daemon.done("a", FORCED))
             assert told == ("ForceTimedOut" if once_given else error)
+
+    async def test_that_an_earlier_daemon_may_have_given_it(self, here: Site) -> None:
+        here.domains.instead["destroy"] = for_ever
+        async with here.daemon() as daemon:
+            stop_id, stop = await daemon.under_way("a", FORCED, OperationPhase.FORCING)
+        await asyncio.wait([stop])
+        here.domains.instead["destroy"] = unreachable
+        here.times = replace(TIMES, force_timeout=0.3 * SECOND)
+        async with here.daemon() as daemon:
+            await until(lambda: daemon.vm("a").active_operation_id is None, "its end")
+            stopped = await daemon.journal.operation(stop_id)
+            assert stopped is not None
+            assert error_of(stopped) == "ForceTimedOut"
