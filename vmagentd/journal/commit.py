@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vmagentd.journal.audit import note
 from vmagentd.journal.rows import (
     BOOT_HEAD,
+    BOOT_ID,
     insert_transitions,
     write_joined,
     write_link,
@@ -35,5 +36,5 @@ def write_batch(db: SqliteDatabase, batch: Batch, *, booted: bool) -> None:
     for link in batch.links:
         write_link(db, link)
     if booted and batch.boot_id is not None:
-        write_meta(db, "boot_id", batch.boot_id)
+        write_meta(db, BOOT_ID, batch.boot_id)
         write_meta(db, BOOT_HEAD, str(batch.head))

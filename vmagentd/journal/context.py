@@ -61,10 +61,13 @@ class Context:
             )
         return replace(self, given_up=given_up, trail=trail)
 
-    def after_step(self, operation: Operation, vm: Vm) -> Context:
-        """Return it as it is after a step of *operation* on *vm*, its acceptance or its end."""
+    def after_step(self, operation: Operation, vm: Vm, *, boot_id: str | None) -> Context:
+        """Return it as it is after a step of *operation* on *vm*, its acceptance or its end.
+
+        In the host's boot of that id, if it was told.
+        """
         given_up, trail, time = self.given_up, self.trail, operation.steps[-1].time
-        if self.operation is not None and left_open(operation):
+        if self.operation is not None and left_open(operation, boot_id=boot_id):
             given_up = give_up(given_up, self.operation, time=time)
         if not operation.phase.final:
             # what is said of a guest that was asked says nothing of one that is forced off

@@ -186,7 +186,7 @@ def _open(path: Path, *, now: datetime) -> Kept:
             pruning.forget_gone_vms(db)
             head, oldest = rows.head_and_oldest(db)
             link = rows.load_link(db, now=now)
-            boot_id = rows.read_meta(db, "boot_id")
+            boot_id = rows.read_meta(db, rows.BOOT_ID)
             rows.write_link(db, link)
             vms, operations = rows.load_vms(db), rows.load_open_operations(db)
             given_up = load_given_up(db, now=now)

@@ -257,7 +257,7 @@ class Fold:
         if vm is None:
             message = f"operation {operation.id} on VM {operation.vm}, which was never recorded"
             raise AssertionError(message)
-        batch.contexts[operation.vm] = context.after_step(operation, vm)
+        batch.contexts[operation.vm] = context.after_step(operation, vm, boot_id=batch.boot_id)
         time = operation.steps[-1].time
         change = on_operation(vm, operation, time=time)
         if change is not None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from vmagentd.journal.rows import BOOT_HEAD, load_operations, read_meta
+from vmagentd.journal.rows import BOOT_HEAD, BOOT_ID, load_operations, read_meta
 from vmagentd.journal.schema import TRANSITION, TransitionRow
 from vmagentd.lifecycle.moves import give_up, to_come
 from vmagentd.lifecycle.trails import CALL_COUNTS, left_open
@@ -37,11 +37,11 @@ _MOST: Final = 1000
 def load_given_up(db: SqliteDatabase, *, now: datetime) -> dict[VmUuid, tuple[GivenUp, ...]]:
     """Return what may come yet of each VM at *now*, as the last daemon had it."""
     which = OperationFilter(phases=_GIVEN_UP, min_accept_time=now - CALL_COUNTS - _LONGEST)
-    boot_head = Revision(int(read_meta(db, BOOT_HEAD) or 0))
+    boot_id, boot_head = read_meta(db, BOOT_ID), Revision(int(read_meta(db, BOOT_HEAD) or 0))
     given_up: dict[VmUuid, tuple[GivenUp, ...]] = {}
     for operation in reversed(load_operations(db, which, limit=_MOST, after=None)):
         *_, before, last = operation.steps
-        if not left_open(operation) or abs(now - last.time) > CALL_COUNTS:
+        if not left_open(operation, boot_id=boot_id) or abs(now - last.time) > CALL_COUNTS:
             continue
         since = _moves_since(db, operation, boot_head)
         if since is None:

@@ -51,7 +51,9 @@ T = TypeVar("T")
 COMPACTED_TO: Final = "compacted_to"
 # Until when events were lost for the last time, for want of room on the disk.
 EVENTS_LOST: Final = "events_lost_until"
-# The head right after the host's present boot was told.
+# The host's present boot, as it was told.
+BOOT_ID: Final = "boot_id"
+# The head right after that.
 BOOT_HEAD: Final = "boot_head"
 # Between why a blind time began and why it goes on.
 _THEN: Final = ", then: "

@@ -143,9 +143,16 @@ def after_operation(trail: Trail, operation: Operation, *, time: datetime) -> Tr
     return replace(trail, press_end_time=time) if may_count else trail
 
 
-def left_open(operation: Operation) -> bool:
-    """Whether *operation*, which has ended, may have asked libvirt for what is yet to come."""
-    failure = operation.failure
+def left_open(operation: Operation, *, boot_id: str | None) -> bool:
+    """Whether *operation*, which has ended, may have asked libvirt for what is yet to come.
+
+    One that was accepted before the host's present boot, *boot_id*, and is interrupted in that,
+    has ended with the boot before: libvirt has forgotten what it was asked for.
+    """
+    failure, boot = operation.failure, operation.deadline_boot
+    earlier_boot = boot is not None and boot_id not in {None, boot.boot_id}
+    if earlier_boot and operation.phase is OperationPhase.INTERRUPTED:
+        return False
     cancelled = operation.phase is OperationPhase.CANCELLED
     return cancelled or (failure is not None and failure.error in _UNANSWERED)
 

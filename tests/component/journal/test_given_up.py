@@ -12,6 +12,7 @@ from tests.component.journal.facts import BEGIN, SECOND, event, operation, sight
 from vmagentd.journal.store import open_journal
 from vmagentd.lifecycle.steps import end, step
 from vmagentd.model import (
+    BootTime,
     EventKind,
     HostBooted,
     InitiatorKind,
@@ -207,6 +208,24 @@ async def test_nor_does_it_come_back_if_that_boot_changed_no_vm(daemon: Daemon) 
     async with daemon(boot="two") as journal:
         assert journal.head == head
         assert await hear(journal, 1, BOOTED) is OUT_OF_BAND
+
+
+@pytest.mark.parametrize(("boot", "by"), [("one", UNKNOWN), ("two", OUT_OF_BAND)])
+@pytest.mark.parametrize("next_daemon", [False, True])
+async def test_nor_does_one_come_that_is_interrupted_after_that_boot(
+    daemon: Daemon, boot: str, by: InitiatorKind, *, next_daemon: bool
+) -> None:
+    wish = replace(a_start(), deadline_boot=BootTime(boot_id="one", since_boot=MINUTE))
+    async with daemon() as journal:
+        await journal.accept(wish)
+        wish = step(wish, STARTING, time=BEGIN)
+        await journal.append(wish)
+    async with daemon(boot=boot) as journal:
+        failure = OperationFailure(error="OperationInterrupted", message="")
+        await journal.append(end(wish, OperationPhase.INTERRUPTED, time=BEGIN, failure=failure))
+        assert next_daemon or await hear(journal, 1, BOOTED) is by
+    async with daemon(boot=boot) as journal:
+        assert not next_daemon or await hear(journal, 1, BOOTED) is by
 
 
 @pytest.mark.parametrize("vm", [1, 2])
