@@ -12,7 +12,7 @@ from vmagentd.hypervisor.domains import Domains
 from vmagentd.model import Event, LinkLost, VmUuid
 
 
-async def until(fact: Callable[[], object], what: str, *, within_s: float = 10.0) -> None:
+async def until(fact: Callable[[], object], what: str, *, within_s: float = 30.0) -> None:
     """Look at a fact every 5 ms until it is true.
 
     Raises:
