@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -93,6 +92,8 @@ def _meant(place: Place) -> str:
         field = table.model_fields.get(str(key))
         tables = () if field is None else _tables(field.annotation)
         table = next(iter(tables), table)
+    from difflib import get_close_matches  # noqa: PLC0415 - memory of a daemon that never needs it
+
     known = list(table.model_fields)
     alike = get_close_matches(str(place[-1]), known, n=1)
     if alike:
