@@ -172,26 +172,24 @@ class Guests:
         raise NoShutdownMethod(vm, "it has no ACPI and no guest agent is connected")
 
     async def _ask_agent(self, vm: VmUuid, wish: Wish) -> AskMethod:
-        flags = wish.flags[AskMethod.GUEST_AGENT]
+        agent = AskMethod.GUEST_AGENT
         try:
-            await self._change(
-                vm,
-                wish.name,
-                lambda domain: wish.call(domain, flags),
-                lane=Lane.AGENT,
-                deadline=_AGENT_DEADLINE,
-            )
+            await self._press(vm, wish, agent, lane=Lane.AGENT, deadline=_AGENT_DEADLINE)
         except OutcomeUnknown as error:
             if not isinstance(error.__cause__, TimeoutError):
                 raise
-        return AskMethod.GUEST_AGENT
+        return agent
 
-    async def _press(self, vm: VmUuid, wish: Wish, method: AskMethod) -> None:
+    async def _press(
+        self,
+        vm: VmUuid,
+        wish: Wish,
+        method: AskMethod,
+        *,
+        lane: Lane = Lane.PROCESS,
+        deadline: timedelta = _PRESS_DEADLINE,
+    ) -> None:
         flags = wish.flags[method]
         await self._change(
-            vm,
-            wish.name,
-            lambda domain: wish.call(domain, flags),
-            lane=Lane.PROCESS,
-            deadline=_PRESS_DEADLINE,
+            vm, wish.name, lambda domain: wish.call(domain, flags), lane=lane, deadline=deadline
         )
