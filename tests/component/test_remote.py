@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import ssl
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import grpc
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmagent.v1.access_pb2 import AuditRecord
+    from vmagent.v1.vm_agent_service_pb2_grpc import VmAgentServiceAsyncStub
 
 SUBJECT = "spiffe://example.org/ops"
 
@@ -61,10 +62,11 @@ def configured(folder: Path, ca: Pair, port: int | None, more: str = "") -> None
     )
 
 
-async def test_sighup_denies_a_certificate_of_the_settings(folder: Path) -> None:
-    port, ca = free_port(), issue(None, "the CA", ca=True)
-    client = issue(ca, "client", SUBJECT)
-    configured(folder, ca, port)
+@asynccontextmanager
+async def watched(
+    folder: Path, ca: Pair, client: Pair, port: int
+) -> AsyncIterator[tuple[Running, VmAgentServiceAsyncStub, AsyncIterator[pb.WatchStatusResponse]]]:
+    """Yield a daemon, the stub of a *client* of it, and what that watches, which has begun."""
     credentials = grpc.ssl_channel_credentials(ca.pem, client.key, client.pem)
     async with (
         daemon(folder) as running,
@@ -72,9 +74,16 @@ async def test_sighup_denies_a_certificate_of_the_settings(folder: Path) -> None
         asyncio.timeout(DEADLINE_S),
     ):
         stub = VmAgentServiceStub(channel)
-        watch = stub.WatchStatus(pb.WatchStatusRequest())
-        responses = watch.__aiter__()
+        responses = stub.WatchStatus(pb.WatchStatusRequest()).__aiter__()
         await anext(responses)
+        yield running, stub, responses
+
+
+async def test_sighup_denies_a_certificate_of_the_settings(folder: Path) -> None:
+    port, ca = free_port(), issue(None, "the CA", ca=True)
+    client = issue(ca, "client", SUBJECT)
+    configured(folder, ca, port)
+    async with watched(folder, ca, client, port) as (running, stub, responses):
         configured(folder, ca, port, f'deny_serials = ["{client.serial}"]')
         running.process.send_signal(signal.SIGHUP)
         ended = await _end(responses)
@@ -95,14 +104,7 @@ async def test_sighup_denies_one_while_a_file_is_no_good(folder: Path, no_good: 
     (folder / "denied").touch()
     listed = f'deny_file = "{folder}/denied"\n'
     configured(folder, ca, port, listed)
-    credentials = grpc.ssl_channel_credentials(ca.pem, client.key, client.pem)
-    async with (
-        daemon(folder) as running,
-        aio.secure_channel(f"localhost:{port}", credentials) as channel,
-        asyncio.timeout(DEADLINE_S),
-    ):
-        responses = VmAgentServiceStub(channel).WatchStatus(pb.WatchStatusRequest()).__aiter__()
-        await anext(responses)
+    async with watched(folder, ca, client, port) as (running, _, responses):
         (folder / no_good).write_text("nonsense")
         configured(folder, ca, port, f'{listed}deny_fingerprints = ["{client.fingerprint}"]')
         running.process.send_signal(signal.SIGHUP)
@@ -115,14 +117,7 @@ async def test_sighup_denies_one_after_a_file_whose_reading_does_not_end(folder:
     client = issue(ca, "client", SUBJECT)
     (folder / "denied").touch()
     configured(folder, ca, port, f'deny_file = "{folder}/denied"\n')
-    credentials = grpc.ssl_channel_credentials(ca.pem, client.key, client.pem)
-    async with (
-        daemon(folder) as running,
-        aio.secure_channel(f"localhost:{port}", credentials) as channel,
-        asyncio.timeout(DEADLINE_S),
-    ):
-        responses = VmAgentServiceStub(channel).WatchStatus(pb.WatchStatusRequest()).__aiter__()
-        await anext(responses)
+    async with watched(folder, ca, client, port) as (running, _, responses):
         os.mkfifo(folder / "pipe")
         (folder / "pipe").rename(folder / "denied")
         said = await reloaded(running)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from tests.component.hypervisor.host import until
 from tests.component.operations.site import DEADLINE_S
-from vmagentd.model import AuditFilter, AuditKind
+from vmagentd.model import AuditFilter, AuditKind, OperationPhase
 from vmagentd.operations.run import EVENT_DUE_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.component.operations.site import Daemon, Site
+    from vmagentd.operations.run import Run
 
 
 class Gate:
@@ -62,3 +63,9 @@ async def long_in_hand(daemon: Daemon) -> None:
     loop = asyncio.get_running_loop()
     late = loop.time() + EVENT_DUE_S
     await until(lambda: loop.time() > late, "it is late")
+
+
+async def forcing(run: Run) -> None:
+    """Have somebody want force; return when the step to it is to be committed."""
+    run.escalate()
+    await until(lambda: run.operation.phase is OperationPhase.FORCING, "the step")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.component.hypervisor.host import until
-from tests.component.operations.gates import Gate, busy_disk, long_in_hand, until_joined
+from tests.component.operations.gates import Gate, busy_disk, forcing, long_in_hand, until_joined
 from tests.component.operations.site import (
     DEADLINE_S,
     FORCED,
@@ -374,8 +374,7 @@ class TestTheDiskIsBusy:
         (run,) = daemon.operations._runs.values()
         with busy_disk(here):
             await reboot_unshown(here)
-            run.escalate()
-            await until(lambda: run.operation.phase is OperationPhase.FORCING, "the step")
+            await forcing(run)
         await asyncio.wait([stop], timeout=DEADLINE_S)
         assert run.operation.phase is phase
         assert here.domains.calls == [call]
@@ -422,8 +421,7 @@ class TestTheDiskIsBusy:
         await until(lambda: here.domains.calls == ["shutdown"], "the guest is asked")
         (run,) = daemon.operations._runs.values()
         with busy_disk(here):
-            run.escalate()
-            await until(lambda: run.operation.phase is OperationPhase.FORCING, "the step")
+            await forcing(run)
             await long_in_hand(daemon)
             await reboot_unshown(here)
         async with asyncio.timeout(DEADLINE_S):

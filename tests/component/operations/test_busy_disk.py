@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.component.hypervisor.host import until
-from tests.component.operations.gates import Gate, busy_disk, long_in_hand
+from tests.component.operations.gates import Gate, busy_disk, forcing, long_in_hand
 from tests.component.operations.site import (
     DEADLINE_S,
     PAUSE,
@@ -76,8 +76,7 @@ async def test_a_guest_that_is_paused_is_not_reset(here: Site, daemon: Daemon) -
     await until(lambda: here.domains.calls == ["reboot"], "the guest is asked")
     (run,) = daemon.operations._runs.values()
     with busy_disk(here):
-        run.escalate()
-        await until(lambda: run.operation.phase is OperationPhase.FORCING, "the step")
+        await forcing(run)
         await long_in_hand(daemon)
         await done_here(here, here.domain("a").suspend)
     async with asyncio.timeout(DEADLINE_S):
