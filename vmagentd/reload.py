@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from vmagentd import messages, notify
 from vmagentd.errors import ConfigError, ConfigProblem, VmagentdError
-from vmagentd.hypervisor.pool import NotRun, Pool
+from vmagentd.pool import NotRun, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 from vmagentd import messages
 from vmagentd.errors import TlsUnusable
-from vmagentd.hypervisor.pool import NotRun, Occupied, Pool
+from vmagentd.pool import NotRun, Occupied, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable

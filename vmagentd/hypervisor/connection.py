@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Never
 from vmagentd import messages
 from vmagentd.errors import LibvirtUnreachable
 from vmagentd.model import Event, EventKind, LinkLost, RawPair, VmUuid
+from vmagentd.pool import NotRun, Pool
 
 from . import eventloop
 from .links import Links
-from .pool import NotRun, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

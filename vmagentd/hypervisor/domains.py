@@ -18,9 +18,9 @@ import libvirt
 from vmagentd.errors import LibvirtBusy, LibvirtUnreachable, OutcomeUnknown
 from vmagentd.failpoints import failpoint
 from vmagentd.model import Query, Source, Survey, VmUuid
+from vmagentd.pool import Leave, NotRun, Occupied, Pool
 
 from .guest import REBOOT, SHUTDOWN, AskMethod, Guests, Lane, ways
-from .pool import Leave, NotRun, Occupied, Pool
 from .survey import find, find_name, seen, sight_all
 from .translate import libvirt_errors
 

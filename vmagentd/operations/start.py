@@ -21,10 +21,10 @@ from vmagentd.errors import (
     VmPaused,
     VmSleeping,
 )
-from vmagentd.hypervisor.pool import Leave
 from vmagentd.lifecycle.steps import is_up
 from vmagentd.model import OperationOutcome, OperationPhase, StartParameters, VmState
 from vmagentd.operations.run import EVENT_DUE_S
+from vmagentd.pool import Leave
 
 if TYPE_CHECKING:
     from vmagentd.model import Vm

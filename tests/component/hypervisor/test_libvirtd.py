@@ -27,8 +27,8 @@ from vmagentd.errors import (
     VmNotFound,
 )
 from vmagentd.hypervisor.guest import AskMethod
-from vmagentd.hypervisor.pool import Leave, Pool
 from vmagentd.model import Reason, VmState, VmUuid
+from vmagentd.pool import Leave, Pool
 
 pytestmark = pytest.mark.timeout(120)
 

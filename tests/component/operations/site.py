@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
     from pathlib import Path
 
-    from vmagentd.hypervisor.pool import Leave
     from vmagentd.model import Event, LinkLost, Query, Vm
     from vmagentd.operations.run import Run
+    from vmagentd.pool import Leave
 
 DEADLINE_S = 20.0
 SECOND = timedelta(seconds=1)

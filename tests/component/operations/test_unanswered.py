@@ -46,8 +46,8 @@ from vmagentd.model import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from vmagentd.hypervisor.pool import Pool
     from vmagentd.model import VmUuid
+    from vmagentd.pool import Pool
 
 DONE, ALREADY_DONE = OperationOutcome.DONE, OperationOutcome.ALREADY_DONE
 SOON: StartParameters = replace(START, timeout=0.2 * SECOND)

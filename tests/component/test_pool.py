@@ -12,7 +12,7 @@ from datetime import timedelta
 import pytest
 
 from tests.component.hypervisor.host import until
-from vmagentd.hypervisor.pool import NotRun, Occupied, Pool
+from vmagentd.pool import NotRun, Occupied, Pool
 
 SOON = timedelta(seconds=10)
 SHORT = timedelta(milliseconds=50)
@@ -92,7 +92,7 @@ async def test_no_more_threads_than_the_limit_and_no_more_calls_than_the_backlog
 async def test_a_call_goes_on_after_its_deadline(
     pool: Pool, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "vmagentd.hypervisor.pool")
+    caplog.set_level(logging.DEBUG, "vmagentd.pool")
     ended = threading.Event()
 
     def late(number: int) -> None:
@@ -254,7 +254,7 @@ async def test_closed_it_runs_nothing(pool: Pool, gate: Gate) -> None:
 HANGS = """
 import asyncio, threading
 from datetime import timedelta
-from vmagentd.hypervisor.pool import Pool
+from vmagentd.pool import Pool
 
 async def main():
     hang = threading.Event()
